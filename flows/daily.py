@@ -1,0 +1,136 @@
+"""The daily retrain: collect -> train light and expressive -> evaluate -> export -> register -> gate.
+
+Prefect owns time, retries and the record of what ran; every step is a plain function of flows.steps,
+idempotent by itself, so that a rerun after a kill finishes the day and doubles nothing. The flow never
+promotes unless promotion.auto says so: a passed version gets the alias challenger.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import steps
+from flows.judge import champion_of, judge
+from flows.stages import end_orphans
+from flows.talk import current
+from hap import durable
+from hap.days import parse_day
+from hap.errors import Busy, HapError
+from hap.evaluation.gate import Verdict
+from hap.registry.versions import read_verdict
+from hap.workspace import Workspace, commit, workspace_lock
+
+STATE_NAMES = {"pass": "Passed", "refuse": "Refused", "undecided": "Undecided"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a retrain of one day came to."""
+
+    day: dt.date
+    version: int
+    verdict: Verdict
+
+
+def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
+    """A refused input stays refused, however often it is read; only failures of disks and networks are tried again."""
+    try:
+        state.result()
+    except OSError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _step(function: Any, name: str) -> Any:
+    return task(
+        function,
+        name=name,
+        retries=2,
+        retry_delay_seconds=2,
+        retry_condition_fn=_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+@flow(
+    name="retrain",
+    flow_run_name="retrain-{day}",
+    task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
+    persist_result=False,
+    validate_parameters=False,
+)
+def retrain(root: str, day: str) -> State:
+    """Retrain the workspace at `root` for the day that judges. Ends as a completed run named by its verdict."""
+    ws, judged = Workspace(Path(root)), parse_day(day)
+    params, talk = ws.params(), current()
+    with workspace_lock(ws, f"retrain --day {day}", dt.datetime.now(dt.UTC)):
+        for words in end_orphans(ws):
+            talk.say(f"  ended what a killed run had left: {words}")
+        window = steps.window_of(ws, params, judged)
+        with talk.step("collect"):
+            _step(steps.collect, "collect")(ws, params, window)
+        steps.prepare(ws, params, window)
+        with talk.step("train"):
+            training = [_step(steps.train, f"train {name}").submit(ws, name) for name in ("light", "expressive")]
+            for future in training:
+                future.wait()
+            for future in training:
+                future.result()
+        with talk.step("evaluate"):
+            _step(steps.evaluate, "evaluate")(ws)
+        with talk.step("export"):
+            _step(steps.export, "export")(ws)
+        with talk.step("register"):
+            revision = _step(steps.keep, "keep")(ws, params, judged)
+            version = _step(steps.register, "register")(ws, params, judged, revision)
+        with talk.step("gate"):
+            verdict = steps.existing_verdict(ws, version, window)
+            if verdict is None:
+                champion = champion_of(ws, params)
+                against = None if champion == version else champion
+                verdict = _step(judge, "gate")(ws, params, version, against, window.judging)
+            commit(ws, f"Verdict on v{version}: {verdict.verdict}")
+        durable.write_json(_outcome_file(ws, judged), {"version": version})
+    return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {verdict.reasons[0] if verdict.reasons else verdict.verdict}")
+
+
+def retrain_day(ws: Workspace, day: dt.date) -> Outcome:
+    """Run the flow for one day and return what it came to.
+
+    Raises:
+        Busy: another retrain holds the workspace.
+        HapError: a step refused or failed; what was finished stays, and running it again goes on from there.
+    """
+    window = steps.window_of(ws, ws.params(), day)  # a day without logs is told before Prefect starts its server
+    with workspace_lock(ws, f"retrain --day {day}", dt.datetime.now(dt.UTC)):
+        pass
+    state = retrain(str(ws.root), window.day.isoformat(), return_state=True)
+    if not state.is_completed():
+        raise _cause(state)
+    version = int(orjson.loads(_outcome_file(ws, day).read_bytes())["version"])
+    return Outcome(day, version, Verdict.from_json(read_verdict(ws, version) or {}))
+
+
+def _outcome_file(ws: Workspace, day: dt.date) -> Path:
+    return ws.state / "retrained" / f"{day}.json"
+
+
+def _cause(state: State) -> Exception:
+    """What ended the flow: our own errors as they were raised, anything else as it is."""
+    try:
+        state.result()
+    except (Busy, HapError) as error:
+        return error
+    except Exception as error:
+        return error
+    return HapError(f"the retrain ended {state.name}; `hapctl retrain --day` goes on from there")

@@ -1,0 +1,117 @@
+"""The gate's step: score champion and challenger from their bundles on the judging days, and decide."""
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.talk import current
+from hap.errors import HapError, NotFound
+from hap.evaluation.gate import MEMBERS, Finding, Verdict, decide, gather
+from hap.params import Features, Params
+from hap.registry import versions
+from hap.registry.ledger import open_ledger
+from hap.samples import partitions
+from hap.serving.bundle import Bundle, read_bundle
+from hap.serving.request import RequestTensors
+from hap.serving.session import BundleSession
+from hap.training.feed import Pool, read_pool, sample_columns
+from hap.workspace import Workspace
+
+
+def judge(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date]) -> Verdict:
+    """Judge a registered version on the days and attach the verdict to it.
+
+    Args:
+        against: the champion to compare with; None for the first version ever.
+
+    Raises:
+        NotFound: a day has no samples, or a version is not registered.
+    """
+    manifests = [partitions.load(ws, day) for day in days]
+    files = partitions.parquet_files(ws, list(days))
+    challenger = bundle_of(ws, params, version)
+    ours, pool = score_days(challenger, files, f"scoring v{version}")
+    findings: list[Finding] = []
+    champion: Bundle | None = None
+    theirs: dict[str, np.ndarray] | None = None
+    if against is not None:
+        try:
+            champion = bundle_of(ws, params, against)
+            theirs, _ = score_days(champion, files, f"scoring v{against}")
+        except (HapError, KeyError, pa.ArrowException) as error:
+            findings.append(Finding("undecided", f"v{against} cannot be scored any more: {error}"))
+    evidence = gather(
+        version=version,
+        against=against,
+        days=[day.isoformat() for day in days],
+        manifests=[manifest.id for manifest in manifests],
+        expressive_kinds=challenger.info["expressive_kinds"],
+        kind=pool.kind,
+        offsets=pool.offsets,
+        challenger=ours,
+        champion=theirs,
+        parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
+        cost=challenger.cost(),
+        trained_on=challenger.info["window"],
+        champion_trained_on=champion.info["window"] if champion else (),
+        findings=findings,
+    )
+    verdict = decide(evidence, params.gate, params.seed)
+    versions.set_verdict(ws, params, version, verdict.to_json())
+    if verdict.verdict == "pass":
+        versions.set_alias(ws, params, "challenger", version)
+    return verdict
+
+
+def champion_of(ws: Workspace, params: Params) -> int | None:
+    """The version that the ledger's last served row names."""
+    return open_ledger(ws, params).served()
+
+
+def bundle_of(ws: Workspace, params: Params, version: int) -> Bundle:
+    """A version's bundle, fetched from the registry into the workspace's scratch once."""
+    kept = ws.state / "bundles" / f"v{version}"
+    try:
+        return read_bundle(kept)
+    except HapError:  # absent, or damaged: the registry's copy is the true one
+        return read_bundle(versions.fetch_bundle(ws, params, version, kept))
+
+
+def score_days(bundle: Bundle, files: Sequence[Path], label: str) -> tuple[dict[str, np.ndarray], Pool]:
+    """Scores of each member for every sampled candidate, f64[N], with the rows they belong to.
+
+    Raises:
+        NotFound: a column of the bundle's schema is gone from the samples.
+    """
+    session = BundleSession(bundle)
+    scores: dict[str, list[np.ndarray]] = {member: [] for member in MEMBERS}
+    pools: list[Pool] = []
+    for place, path in enumerate(files):
+        file = pq.ParquetFile(path)
+        columns = sample_columns(bundle.features)
+        if gone := [name for name in columns if name not in file.schema_arrow.names]:
+            raise NotFound(f"its schema needs {gone[0]!r}, which the samples of {path.parent.name} lack")
+        for group in range(file.num_row_groups):
+            pool = read_pool(file.read_row_group(group, columns=columns), bundle.features)
+            pools.append(pool)
+            for request in range(len(pool)):
+                tensors = RequestTensors(**pool.request(request))
+                scores["light"].append(session.light(tensors))
+                scores["expressive"].append(session.expressive(tensors))
+                scores["cascade"].append(session.score(tensors)[0])
+            current().bar("gate", (place + (group + 1) / file.num_row_groups) / len(files), label)
+    joined = {member: np.concatenate(parts).astype(np.float64) if parts else np.zeros(0) for member, parts in scores.items()}
+    return joined, _joined(pools, bundle.features)
+
+
+def _joined(pools: Sequence[Pool], features: Features) -> Any:
+    offsets = [np.zeros(1, np.int64)]
+    for pool in pools:
+        offsets.append(pool.offsets[1:] + offsets[-1][-1])
+    names = ("request_id", "user_ids", "user_dense", "hist_ids", "hist_dense", "cand_ids", "cand_dense", "kind")
+    return Pool(offsets=np.concatenate(offsets), **{name: np.concatenate([getattr(pool, name) for pool in pools]) for name in names})

@@ -1,0 +1,144 @@
+"""What `hapctl status` and `hapctl doctor` tell."""
+
+import datetime as dt
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hap.errors import HapError
+from hap.logs import contract
+from hap.registry import ledger as journal
+from hap.samples import partitions
+from hap.serving import install, runtime
+from hap.workspace import Workspace, describe_holder, find_workspace
+
+
+def status_of(ws: Workspace) -> dict[str, Any]:
+    """Champion, server, running command, days, disk use; nothing is changed and MLflow is not asked."""
+    from flows.steps import unfinished_days
+    from hap.registry.versions import read_verdict
+
+    params = ws.params()
+    rows = journal.open_ledger(ws, params).rows()
+    server = runtime.server_state(ws)
+    verdicts = [
+        read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
+    ]
+    champion, collected = journal.served(rows), partitions.collected_days(ws)
+    holder = ws.state / "holder.json"
+    try:
+        logged = contract.logged_days(ws.logs(params))
+    except HapError:
+        logged = []
+    return {
+        "workspace": str(ws.root),
+        "champion": f"v{champion}" if champion else None,
+        "server": {
+            "pid": server.pid,
+            "grpc": server.grpc_url,
+            "ready": server.ready,
+            "restarts": server.restarts,
+            "problem": server.problem,
+        }
+        if server
+        else None,
+        "running": describe_holder(holder) if holder.exists() else None,
+        "last_verdicts": [{"version": f"v{v['version']}", "day": v["day"], "verdict": v["verdict"]} for v in verdicts[-3:]],
+        "days_logged": [str(logged[0]), str(logged[-1])] if logged else [],
+        "days_collected": [str(collected[0]), str(collected[-1])] if collected else [],
+        "due": [str(day) for day in unfinished_days(ws, params, dt.datetime.now(dt.UTC))] if logged else [],
+        "disk_bytes": {name: _bytes(ws.root / name) for name in ("logs", "samples", ".dvc", "remote", "registry", "triton")},
+    }
+
+
+def status_text(value: dict[str, Any]) -> str:
+    """The status on one screen."""
+    lines = [
+        f"workspace   {value['workspace']}",
+        f"champion    {value['champion'] or 'none yet; promote one with `hapctl promote --model vN`'}",
+        f"server      {_server_text(value['server'])}",
+        f"running     {value['running'] or 'nothing'}",
+        "verdicts    " + ("; ".join(f"{v['version']} ({v['day']}) {v['verdict']}" for v in value["last_verdicts"]) or "none yet"),
+        f"logs        {' to '.join(value['days_logged']) or 'none'}",
+        f"samples     {' to '.join(value['days_collected']) or 'none'}",
+        f"due         {', '.join(value['due']) or 'nothing'}",
+        "disk        " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in value["disk_bytes"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _server_text(server: dict[str, Any] | None) -> str:
+    if server is None:
+        return "not running; start it with `hapctl serve --detach`"
+    state = "ready" if server["ready"] else "starting"
+    problem = f", {server['problem']}" if server["problem"] else ""
+    return f"pid {server['pid']}, gRPC {server['grpc']}, {state}, {server['restarts']} restarts{problem}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check and, where it fails, what to do."""
+
+    check: str
+    well: bool
+    said: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.well else 'BAD '} {self.check:<12} {self.said}"
+
+
+def examine(root: Path | None) -> list[Finding]:
+    """Check the machine, then the workspace where there is one."""
+    findings = [
+        _check("platform", install.check_platform, "Linux, Python and glibc fit"),
+        _check("triton", install.require_runtime, "installed"),
+    ]
+    git = shutil.which("git")
+    findings.append(Finding("git", git is not None, git or "not installed; a workspace needs it (Debian: apt-get install git)"))
+    try:
+        ws = find_workspace(root)
+    except HapError as error:
+        return [*findings, Finding("workspace", root is None, str(error))]
+    findings.append(_check("params", ws.params, f"{ws.params_file} is sound"))
+    if not findings[-1].well:
+        return findings
+    params = ws.params()
+    book = journal.open_ledger(ws, params)
+    findings.append(_check("ledger", book.verify, "chain unbroken"))
+    clean = subprocess.run(["git", "-C", str(ws.root), "status", "--porcelain"], capture_output=True, text=True)
+    edited = [line[3:] for line in clean.stdout.splitlines()]
+    findings.append(
+        Finding("tracked", not clean.returncode, f"not committed: {', '.join(edited)}" if edited else "everything is committed")
+    )
+    champion, server = book.served(), runtime.server_state(ws)
+    if server is not None:
+        agree = server.champion == champion
+        findings.append(
+            Finding(
+                "serving",
+                agree and server.ready,
+                f"serves v{server.champion}, the ledger says v{champion}" if not agree else f"v{champion} serves",
+            )
+        )
+    elif champion is not None:
+        findings.append(Finding("serving", False, f"v{champion} is champion and no server runs; start it with `hapctl serve --detach`"))
+    free = shutil.disk_usage(ws.root).free
+    findings.append(Finding("disk", free > 2**30, f"{free / 2**30:.1f} GiB free"))
+    return findings
+
+
+def _check(name: str, call: Any, well: str) -> Finding:
+    try:
+        call()
+    except HapError as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, well)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

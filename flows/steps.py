@@ -1,0 +1,147 @@
+"""The steps of a retrain as plain functions: each is idempotent by itself and knows nothing of Prefect."""
+
+import datetime as dt
+import importlib.metadata
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flows.stages import dvc, repro
+from flows.talk import current
+from hap import __version__, durable
+from hap.days import is_ripe, judging_days, training_window
+from hap.errors import DataError
+from hap.evaluation.gate import Verdict
+from hap.logs import contract
+from hap.params import MODELS, Params
+from hap.project import project_file
+from hap.registry import versions
+from hap.samples import partitions
+from hap.samples.collect import collect_day
+from hap.training.run import Run, read_run, write_run
+from hap.workspace import Workspace, commit
+
+
+@dataclass(frozen=True)
+class Window:
+    """The days of one retrain."""
+
+    day: dt.date
+    training: tuple[dt.date, ...]
+    judging: tuple[dt.date, ...]
+
+    @property
+    def days(self) -> tuple[dt.date, ...]:
+        return (*self.training, *self.judging)
+
+
+def window_of(ws: Workspace, params: Params, day: dt.date) -> Window:
+    """The training window and judging days of `day`.
+
+    Raises:
+        DataError: the logs lack one of them.
+    """
+    window = Window(day, tuple(training_window(day, params.train.days, params.gate.days)), tuple(judging_days(day, params.gate.days)))
+    for needed in reversed(window.days):  # the judging day first: it is the one that was typed
+        if partitions.find(ws, needed) is None:
+            contract.read_paths(ws.logs(params), "requests", needed)
+    return window
+
+
+def collect(ws: Workspace, params: Params, window: Window) -> None:
+    """Collect what the window lacks, and track samples/ as one directory."""
+    days = window.days
+    for place, day in enumerate(days):
+        current().bar("collect", place / len(days), str(day))
+        collect_day(ws, params, day)
+    dvc(ws, "add", "--quiet", "samples", name="collect")
+
+
+def prepare(ws: Workspace, params: Params, window: Window) -> Run:
+    """Write what the reproducible stages read: dvc.yaml, run.yaml, window.json and heldout.json."""
+    durable.write_text(ws.root / "dvc.yaml", project_file("dvc.yaml").read_text())
+    durable.write_json(ws.window_file, {"days": _named(ws, window.training)})
+    durable.write_json(ws.heldout_file, {"day": window.day.isoformat(), "days": _named(ws, window.judging)})
+    return write_run(ws, params, window.day, window.training, window.judging)
+
+
+def train(ws: Workspace, name: str) -> None:
+    """Train one member as a DVC stage."""
+    repro(ws, f"train@{name}", name=f"train {name}")
+
+
+def evaluate(ws: Workspace) -> None:
+    """Measure both members on the held-out requests as a DVC stage."""
+    repro(ws, "evaluate", name="evaluate")
+
+
+def export(ws: Workspace) -> None:
+    """Build and check the bundle as a DVC stage."""
+    repro(ws, "export", name="export")
+
+
+def keep(ws: Workspace, params: Params, day: dt.date) -> str:
+    """Commit the retrain and push its data to the DVC remote; returns the workspace's revision."""
+    revision = commit(ws, f"Retrain judged on {day}")
+    if params.storage.push:
+        dvc(ws, "push", "--quiet", name="keep")
+    return revision
+
+
+def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
+    """Log the run to MLflow and make the bundle a version; a bundle that is one already keeps its number."""
+    metrics = orjson.loads((ws.root / "metrics.json").read_bytes())
+    flat = {f"{name}.gauc.{kind}": value for name in MODELS for kind, value in metrics[name]["gauc"].items() if value is not None}
+    facts = {name: orjson.loads((ws.models / name / "model.json").read_bytes()) for name in MODELS}
+    flat |= {f"{name}.{key}": float(facts[name][key]) for name in MODELS for key in ("best_epoch", "dense_parameters", "parameters")}
+    run = read_run(ws)
+    resolved: dict[str, Any] = {"window": list(run.window), **run.params.model_dump(mode="json")}
+    files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
+    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, flat, files)
+    return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
+
+
+def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | None:
+    """The verdict that the version already has on these days, so that a rerun changes nothing."""
+    raw = versions.read_verdict(ws, version)
+    if raw is None or tuple(raw["days"]) != tuple(map(str, window.judging)):
+        return None
+    if list(raw["manifests"]) != [partitions.load(ws, day).id for day in window.judging]:
+        return None
+    return Verdict.from_json(raw)
+
+
+def code_revision() -> str:
+    """The git revision of hap's checkout, with +dirty where it differs; else the installed version."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        try:
+            return f"hap {importlib.metadata.version('hap')}"
+        except importlib.metadata.PackageNotFoundError:
+            return f"hap {__version__}"
+    found = subprocess.run(["git", "-C", str(top), "describe", "--always", "--abbrev=40", "--dirty=+dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or f"hap {__version__}"
+
+
+def unfinished_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.date]:
+    """Every ripe logged day that has a whole training window and no verdict yet, oldest first."""
+    logged = set(contract.logged_days(ws.logs(params)))
+    judged = {orjson.loads(path.read_bytes())["day"] for path in ws.verdicts.glob("v*.json")}
+    ripe = [day for day in sorted(logged) if is_ripe(day, params.collect.label_delay_hours, now) and day.isoformat() not in judged]
+    known = logged | set(partitions.collected_days(ws))
+    return [day for day in ripe if set(training_window(day, params.train.days, params.gate.days)) <= known]
+
+
+def require_days(days: Sequence[dt.date], what: str) -> None:
+    """Refuse an empty range."""
+    if not days:
+        raise DataError(f"there is no day to {what}")
+
+
+def _named(ws: Workspace, days: Sequence[dt.date]) -> list[dict[str, Any]]:
+    found = [partitions.load(ws, day) for day in days]
+    return [{"day": m.day, "manifest": m.id, "samples_hash": m.samples_hash, "requests": m.requests} for m in found]

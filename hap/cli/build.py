@@ -1,0 +1,233 @@
+"""Words about making versions: train, evaluate, export, gate, retrain, backfill, schedule, demo."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
+from hap.errors import UsageError
+from hap.tables import table
+from hap.workspace import Workspace, find_workspace
+
+gate = typer.Typer(help="Judge a registered version.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these words to hapctl."""
+    app.command()(demo)
+    app.command()(train)
+    app.command()(evaluate)
+    app.command()(export)
+    app.add_typer(gate, name="gate")
+    app.command()(retrain)
+    app.command()(backfill)
+    app.command()(schedule)
+
+
+def demo(
+    root: Annotated[Path, typer.Option("--root", help="Where the demo's workspace is made; an earlier demo there is replaced.")] = Path(
+        "build/demo"
+    ),
+    requests_per_day: Annotated[int, typer.Option(help="Simulated requests of each day.", min=50)] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated world and of the training.", min=0)] = 1,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """A first week in minutes: simulate, retrain twice, promote, serve, score, look for drift. Nothing is left running.
+
+    Example: hapctl demo --root build/demo --requests-per-day 5000
+    """
+    from flows.demo import run_demo, summary_text
+    from flows.talk import Talk, talking
+
+    if dry_run:
+        typer.echo(f"would make {root.resolve()} a fresh demo workspace with four days of {requests_per_day} requests")
+        return
+    with talking(Talk()):
+        summary = run_demo(root, requests_per_day, seed)
+    answer(summary, summary_text(summary), json)
+
+
+def train(
+    model: Annotated[
+        Literal["light", "expressive"] | None, typer.Argument(help="Which of the two; both where none is named.", show_default=False)
+    ] = None,
+    day: Annotated[
+        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
+    ] = None,
+    root: Root = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train on the window before the judging day: a DVC stage, so what is up to date is not trained again.
+
+    Example: hapctl train light --day 2026-01-03
+    """
+    from flows.partly import train_models
+
+    ws, wanted = _standing(root, day)
+    names = [model] if model else ["light", "expressive"]
+    if dry_run:
+        typer.echo(f"would train {' and '.join(names)} on the window before {wanted}")
+        return
+    typer.echo("\n".join(train_models(ws, wanted, names)))
+
+
+def evaluate(
+    day: Annotated[
+        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
+    ] = None,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """GAUC and AUC of both models on the window's held-out requests, training what is not up to date.
+
+    Example: hapctl evaluate --day 2026-01-03
+    """
+    from flows.partly import evaluate_models
+
+    ws, wanted = _standing(root, day)
+    metrics = evaluate_models(ws, wanted)
+    rows = [
+        [name, metric.upper(), *[f"{value:.4f}" for value in metrics[name][metric].values()]]
+        for name in ("light", "expressive")
+        for metric in ("gauc", "auc")
+    ]
+    answer(metrics, table(["model", "metric", *metrics["light"]["gauc"]], rows), json)
+
+
+def export(
+    day: Annotated[
+        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
+    ] = None,
+    root: Root = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Build the bundle: ONNX graphs, schema, golden requests, parity and cost; training what is not up to date.
+
+    Example: hapctl export --day 2026-01-03
+    """
+    from flows.partly import export_bundle
+
+    ws, wanted = _standing(root, day)
+    if dry_run:
+        typer.echo(f"would train what is stale for {wanted} and export {ws.bundle}")
+        return
+    bundle = export_bundle(ws, wanted)
+    value = {"bundle": str(bundle.path), "digest": bundle.digest, "parity": bundle.parity(), "cost": bundle.cost()}
+    answer(value, f"{bundle.path}  digest {bundle.digest[:16]}  max_abs_diff against PyTorch {bundle.parity()['max_abs_diff']:.1e}", json)
+
+
+@gate.command("run")
+def gate_run(
+    model: Annotated[str, typer.Option(help="The version to judge, such as v42.", show_default=False)],
+    against: Annotated[str | None, typer.Option(help="The version to compare with; else the champion.", show_default=False)] = None,
+    day: Annotated[
+        str | None, typer.Option("--day", help="The judging day; else the one it was registered for.", show_default=False)
+    ] = None,
+    root: Root = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge a registered version and write its verdict. Exit code 0 pass, 3 refused, 5 undecided.
+
+    Example: hapctl gate run --model v42 --against v41
+    """
+    from flows.partly import judge_version
+    from flows.talk import Talk, talking
+    from hap.evaluation.gate import verdict_text
+    from hap.registry.versions import parse_version
+
+    ws = find_workspace(root)
+    version, other = parse_version(model), parse_version(against) if against else None
+    if dry_run:
+        typer.echo(f"would judge v{version} and write {ws.verdicts / f'v{version}.json'}")
+        return
+    with talking(Talk()):
+        verdict = judge_version(ws, version, other, day_of(day) if day else None)
+    answer(verdict.to_json(), verdict_text(verdict), json)
+    raise typer.Exit(verdict.exit_code)
+
+
+def retrain(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = False) -> None:
+    """The whole daily flow for the day that judges. Exit code 0 pass, 3 refused, 5 undecided; never promotes by itself.
+
+    Example: hapctl retrain --day 2026-01-03
+    """
+    ws, wanted = find_workspace(root), day_of(day)
+    if dry_run:
+        from flows.steps import window_of
+
+        window = window_of(ws, ws.params(), wanted)
+        typer.echo(f"would train on {window.training[0]} to {window.training[-1]} and judge on {', '.join(map(str, window.judging))}")
+        return
+    from flows.daily import retrain_day
+    from flows.talk import Talk, talking
+    from hap.evaluation.gate import verdict_text
+
+    with talking(Talk()) as talk:
+        outcome = retrain_day(ws, wanted)
+    value = {"version": f"v{outcome.version}", "verdict": outcome.verdict.to_json(), "seconds_by_step": talk.seconds}
+    answer(value, verdict_text(outcome.verdict), json)
+    raise typer.Exit(outcome.verdict.exit_code)
+
+
+def backfill(
+    first: Annotated[str, typer.Option("--from", help="First judging day, YYYY-MM-DD.", show_default=False)],
+    last: Annotated[str, typer.Option("--to", help="Last judging day, YYYY-MM-DD.", show_default=False)],
+    root: Root = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Retrain every day of a range, oldest first; finished days cost next to nothing.
+
+    Example: hapctl backfill --from 2026-01-03 --to 2026-01-04
+    """
+    from hap.days import day_range
+
+    ws, days = find_workspace(root), day_range(day_of(first), day_of(last))
+    if dry_run:
+        typer.echo(f"would retrain {len(days)} days: {', '.join(map(str, days))}")
+        return
+    from flows.backfill import backfill as run
+    from flows.talk import Talk, talking
+
+    with talking(Talk()):
+        outcomes = run(ws, days)
+    value = [
+        {"day": str(o.day), "version": f"v{o.version}", "verdict": o.verdict.verdict, "reasons": list(o.verdict.reasons)} for o in outcomes
+    ]
+    rows = [[entry["day"], entry["version"], entry["verdict"], entry["reasons"][0] if entry["reasons"] else ""] for entry in value]
+    answer(value, table(["day", "version", "verdict", "first reason"], rows), json)
+
+
+def schedule(root: Root = None, dry_run: DryRun = False) -> None:
+    """Serve the nightly schedule of params.yaml in this process: every ripe unfinished day, one run at a time.
+
+    Example: hapctl schedule --root ~/feeds
+    """
+    ws = find_workspace(root)
+    cron = ws.params().schedule
+    said = f"every ripe unfinished day of {ws.root}, at {cron.cron!r} {cron.timezone}, one run at a time"
+    if dry_run:
+        typer.echo(f"would serve {said}")
+        return
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    from flows.deployments import serve_schedule
+
+    typer.echo(f"serving {said}; stop it with Ctrl-C", err=True)
+    serve_schedule(ws)
+
+
+def _standing(root: Path | None, day: str | None):  # type: ignore[no-untyped-def]
+    """The workspace, and the day that was typed or that run.yaml stands at."""
+    ws: Workspace = find_workspace(root)
+    if day is not None:
+        return ws, day_of(day)
+    if not ws.run_file.exists():
+        raise UsageError(f"no retrain has run in {ws.root} yet, so name the day that judges: --day YYYY-MM-DD")
+    from hap.training.run import read_run
+
+    return ws, day_of(read_run(ws).day)

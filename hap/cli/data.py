@@ -1,0 +1,199 @@
+"""Words about workspaces and data: init, simulate, import, collect, show."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
+from hap.errors import UsageError
+from hap.tables import table
+from hap.workspace import Workspace, find_workspace, init_workspace, workspace_lock
+
+sources = typer.Typer(help="Turn another system's logs into a workspace's logs.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these words to hapctl."""
+    app.command()(init)
+    app.command()(simulate)
+    app.add_typer(sources, name="import")
+    app.command()(collect)
+    app.command()(show)
+
+
+def init(directory: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")], dry_run: DryRun = False) -> None:
+    """Make a folder a workspace: a git and DVC repo with params.yaml.
+
+    Example: hapctl init ~/feeds
+    """
+    if dry_run:
+        typer.echo(f"would make {directory.resolve()} a workspace: git, DVC, params.yaml, hap.toml")
+        return
+    ws = init_workspace(directory)
+    typer.echo(
+        f"{ws.root} is a workspace; edit params.yaml, then write logs to {ws.logs(ws.params())} or try `hapctl simulate --root {directory}`"
+    )
+
+
+def simulate(
+    root: Root = None,
+    first_day: Annotated[str, typer.Option("--from", help="First day, YYYY-MM-DD.")] = "2026-01-01",
+    days: Annotated[int, typer.Option(help="Days of logs.", min=1)] = 4,
+    requests_per_day: Annotated[int, typer.Option(help="Requests of each day.", min=1)] = 2000,
+    seed: Annotated[int | None, typer.Option(help="Seed of the world; else params.yaml's.", show_default=False)] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Write the logs of a simulated four-stage cascade; a folder that is no workspace yet becomes one.
+
+    Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000
+    """
+    from flows.talk import Talk
+    from hap.logs import contract
+    from hap.logs.simulator import simulate as write_logs
+
+    first = day_of(first_day)
+    if dry_run:
+        typer.echo(f"would write {days} days of {requests_per_day} requests from {first}")
+        return
+    ws = init_workspace(root) if root is not None else find_workspace(None)
+    params, talk = ws.params(), Talk()
+    with workspace_lock(ws, "simulate", dt.datetime.now(dt.UTC)):
+        logs = ws.logs(params)
+        if taken := [day for day in contract.logged_days(logs) if first <= day < first + dt.timedelta(days=days)]:
+            raise UsageError(f"{logs} holds logs of {taken[0]} already; simulate other days, or into another workspace")
+        with talk.step("simulate"):
+            written = write_logs(
+                logs, first, days, requests_per_day, params.seed if seed is None else seed, params.features,
+                progress=lambda done, of: talk.bar("simulate", done / of, f"{done:,} of {of:,} requests"),
+            )  # fmt: skip
+    typer.echo(f"{written.days[0]} to {written.days[-1]}: " + ", ".join(f"{count:,} {name}" for name, count in written.rows.items()))
+
+
+@sources.command("recflow")
+def import_recflow(
+    source: Annotated[Path, typer.Argument(help="The folder that holds all_stage/, realshow/, ...", metavar="SRC")],
+    root: Root = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Turn RecFlow's folders into the log contract; a folder that is no workspace yet becomes one.
+
+    Example: hapctl import recflow ~/RecFlow --root ~/recflow-ws
+    """
+    from flows.talk import Talk
+    from hap.logs import recflow
+
+    if dry_run:
+        typer.echo(f"would import {source} into {root or 'the workspace here'}")
+        return
+    recflow.check_source(source)
+    ws = init_workspace(root, recflow.RECFLOW_PARAMS) if root is not None else find_workspace(None)
+    talk = Talk()
+    with workspace_lock(ws, f"import recflow {source}", dt.datetime.now(dt.UTC)), talk.step("import"):
+        days = recflow.import_recflow(source, ws, progress=lambda done, of: talk.bar("import", done / of, f"{done} of {of} files"))
+    typer.echo(
+        f"{len(days)} days from {days[0]} to {days[-1]} are in {ws.logs(ws.params())}; next: `hapctl retrain --day {days[-1]} --root {ws.root}`"
+    )
+
+
+def collect(
+    day: Day,
+    root: Root = None,
+    reopen: Annotated[bool, typer.Option("--reopen", help="Collect a closed day anew, under a new manifest id.")] = False,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            help="Count what was ingested up to here (ISO 8601 UTC); else the day's end plus the label delay.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Check one day's logs and turn them into samples; a closed day is left as it is.
+
+    Example: hapctl collect --day 2026-01-03
+    """
+    from hap.logs import contract
+    from hap.samples.collect import collect_day
+
+    ws = find_workspace(root)
+    params, wanted = ws.params(), day_of(day)
+    moment = _moment(as_of) if as_of else None
+    if dry_run:
+        rows = {name: contract.check_day(ws.logs(params), name, wanted, params) for name in ("requests", "candidates", "items")}
+        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in rows.items())}); would collect them")
+        return
+    with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
+        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen)
+    answer(manifest.to_json(), _manifest_text(ws, manifest.to_json()), json)
+
+
+def show(
+    what: Annotated[str, typer.Argument(help="A version (v42) or a collected day (2026-01-03).", metavar="VERSION|DAY")],
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Show one version with its verdict, or one day's samples with the versions trained on them.
+
+    Example: hapctl show v2
+    """
+    ws = find_workspace(root)
+    if what.count("-") == 2:
+        _show_day(ws, day_of(what), json)
+    else:
+        _show_version(ws, what, json)
+
+
+def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
+    from hap.registry import versions
+    from hap.samples import partitions
+    from hap.serving.bundle import read_bundle
+
+    manifest = partitions.load(ws, day).to_json()
+    trained, judged = [], []
+    for version in versions.list_versions(ws, ws.params()):
+        verdict = versions.read_verdict(ws, version.number) or {}
+        if day.isoformat() in verdict.get("days", ()):
+            judged.append(version.label)
+        fetched = ws.state / "bundles" / version.label
+        if fetched.exists() and day.isoformat() in read_bundle(fetched).info.get("window", ()):
+            trained.append(version.label)
+    value = {**manifest, "trained": trained, "judged": judged}
+    lines = [
+        _manifest_text(ws, manifest),
+        f"trained on it   {', '.join(trained) or 'none'}",
+        f"judged by it    {', '.join(judged) or 'none'}",
+    ]
+    answer(value, "\n".join(lines), json)
+
+
+def _show_version(ws: Workspace, what: str, json: bool) -> None:
+    from hap.evaluation.gate import Verdict, verdict_text
+    from hap.registry import versions
+
+    version = versions.get(ws, ws.params(), versions.parse_version(what))
+    raw = versions.read_verdict(ws, version.number)
+    lines = [
+        f"{version.label}  registered {version.created:%Y-%m-%d %H:%M} UTC, judged on {version.day}",
+        f"bundle {version.bundle_digest[:16]}  workspace {(version.workspace_rev or '-')[:12]}  code {(version.code_rev or '-')[:12]}",
+        verdict_text(Verdict.from_json(raw)) if raw else f"no verdict yet; `hapctl gate run --model {version.label}` gives one",
+    ]
+    answer({**version.as_json(), "verdict": raw}, "\n".join(lines), json)
+
+
+def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-arg]
+    kinds = table(["kind", "rows"], [[name, f"{rows:,}"] for name, rows in manifest["rows_by_kind"].items()])
+    buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
+    return (
+        f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
+        f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}"
+    )
+
+
+def _moment(text: str) -> dt.datetime:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a time; write it as 2026-01-04T02:00:00+00:00") from None
+    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)

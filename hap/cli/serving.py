@@ -1,0 +1,135 @@
+"""Words about the server: serve, stop, score."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from hap.cli.options import DryRun, Json, Root, answer, day_of, exactly_one
+from hap.errors import DataError
+from hap.workspace import find_workspace
+
+
+def register(app: typer.Typer) -> None:
+    """Add these words to hapctl."""
+    app.command()(serve)
+    app.command()(stop)
+    app.command()(score)
+
+
+def serve(
+    root: Root = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start in the background and return once it is ready.")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Install the pinned Triton runtime in a venv of its own, and end.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Start the Triton server of a workspace and watch it; without a champion it is up and empty.
+
+    Example: hapctl serve --root ~/feeds --detach
+    """
+    from hap.serving import install as runtime_install
+    from hap.serving import runtime
+
+    if install:
+        runtime_install.check_platform()
+        if dry_run:
+            typer.echo(f"would install Triton into {runtime_install.runtime_prefix()}")
+            return
+        typer.echo(f"Triton is installed in {runtime_install.install_runtime(lambda line: typer.echo(line, err=True))}")
+        return
+    ws = find_workspace(root)
+    settings = ws.params().serving
+    if dry_run:
+        typer.echo(
+            f"would serve {ws.triton} on {settings.host}: gRPC {settings.grpc_port}, HTTP {settings.http_port}, metrics {settings.metrics_port}"
+        )
+        return
+    state = runtime.start(ws, ws.params(), detach)
+    if state is not None:
+        champion = f"v{state.champion}" if state.champion else "no champion yet"
+        typer.echo(f"serving {champion} on gRPC {state.grpc_url} (pid {state.pid}); end it with `hapctl stop --root {ws.root}`")
+
+
+def stop(root: Root = None, dry_run: DryRun = False) -> None:
+    """Stop the workspace's server.
+
+    Example: hapctl stop
+    """
+    from hap.serving import runtime
+
+    ws = find_workspace(root)
+    if dry_run:
+        state = runtime.server_state(ws)
+        typer.echo(f"would stop pid {state.pid}" if state else "no server runs here")
+        return
+    typer.echo("stopped" if runtime.stop(ws) else "no server runs here")
+
+
+def score(
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON lines, one request each, raw features by name; - reads stdin.", show_default=False)
+    ] = None,
+    from_day: Annotated[str | None, typer.Option(help="Score logged requests of this day instead.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(help="How many requests of the day.", min=1)] = 10,
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Score requests with the served version: score, route and click probability of each candidate.
+
+    Example: hapctl score --from-day 2026-01-04 --limit 3
+    """
+    from hap.samples.replay import logged_requests
+    from hap.serving.client import HapClient
+    from hap.serving.merge import logit_and_ctr
+    from hap.serving.request import RequestTensors, requested_k
+    from hap.serving.runtime import require_server
+
+    exactly_one(file=file, from_day=from_day)
+    ws = find_workspace(root)
+    params = ws.params()
+    if from_day:
+        requests = ((f"request {r['request_id']}", r) for r in logged_requests(ws, params, day_of(from_day), limit))
+    else:
+        requests = _lines(file or Path("-"))
+    with HapClient(require_server(ws).grpc_url, params.serving.deadline_s) as client:
+        features = client.schema().features
+        for where, request in requests:
+            try:
+                tensors, k = RequestTensors.from_json(features, request), requested_k(request)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+            scored = client.score(tensors, k)
+            ctr = logit_and_ctr(scored.score)[1]
+            items = [candidate["item_id"] for candidate in request["candidates"]]
+            value = {
+                "request_id": request.get("request_id"),
+                "version": f"v{scored.served_by}",
+                "item_id": items,
+                "score": scored.score.tolist(),
+                "routed": scored.routed.tolist(),
+                "ctr": ctr.tolist(),
+            }
+            if json or file:
+                sys.stdout.write(orjson.dumps(value).decode() + "\n")
+            else:
+                best = sorted(range(len(items)), key=lambda place: -scored.score[place])[:5]
+                shown = "  ".join(
+                    f"{items[place]} ({'routed' if scored.routed[place] else 'light'}, ctr {ctr[place]:.3f})" for place in best
+                )
+                answer(
+                    None, f"{where}, {value['version']}, {len(items)} candidates, {int(scored.routed.sum())} routed; best: {shown}", False
+                )
+
+
+def _lines(file: Path):  # type: ignore[no-untyped-def]
+    """(where, request) of each line of the file."""
+    with contextlib.nullcontext(sys.stdin) if str(file) == "-" else file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    yield f"{file}, line {number}", orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise DataError(f"{file}, line {number}: not JSON ({error})") from None

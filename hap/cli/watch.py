@@ -1,0 +1,62 @@
+"""Words about the state of things: drift, status, doctor."""
+
+import typer
+
+from hap.cli.options import Day, Json, Root, answer, day_of
+from hap.tables import table
+from hap.workspace import find_workspace
+
+
+def register(app: typer.Typer) -> None:
+    """Add these words to hapctl."""
+    app.command()(drift)
+    app.command()(status)
+    app.command()(doctor)
+
+
+def drift(day: Day, root: Root = None, json: Json = False) -> None:
+    """Compare a day with the champion's training window: an HTML page and JSON. Exit code 4 when something drifted.
+
+    Example: hapctl drift --day 2026-01-04
+    """
+    from flows.drift import drift_day
+    from flows.talk import Talk, talking
+
+    ws = find_workspace(root)
+    with talking(Talk()):
+        found = drift_day(ws, day_of(day))
+    rows = [
+        [name, one.method, _figure(one.value), _figure(one.threshold), "DRIFTED" if one.drifted else one.note or ""]
+        for name, one in found.columns.items()
+    ]
+    text = table(["column", "method", "value", "threshold", ""], rows)
+    text += f"\n{len(found.drifted)} of {len(found.columns)} columns drifted from {found.reference_days[0]} to {found.reference_days[-1]}; page {found.html}"
+    answer({**found.to_json(), "html": str(found.html), "json": str(found.json)}, text, json)
+    raise typer.Exit(found.exit_code)
+
+
+def status(root: Root = None, json: Json = False) -> None:
+    """What serves, what the last retrains came to, and what is due.
+
+    Example: hapctl status
+    """
+    from flows.status import status_of, status_text
+
+    value = status_of(find_workspace(root))
+    answer(value, status_text(value), json)
+
+
+def doctor(root: Root = None, json: Json = False) -> None:
+    """Check the machine and the workspace, each finding with what to do about it. Exit code 1 when something is wrong.
+
+    Example: hapctl doctor
+    """
+    from flows.status import examine
+
+    findings = examine(root)
+    answer([finding.to_json() for finding in findings], "\n".join(str(finding) for finding in findings), json)
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"

@@ -1,0 +1,423 @@
+"""Input drift of one day against the champion's training window: Evidently measures and draws, column by column.
+
+Judged are, per request: user and context features, history length, logged candidates, click rate, shares of the kinds
+among them, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
+Jensen-Shannon distance, or PSI), never p-values and never a share of columns: one broken column is an alarm.
+
+Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:
+    NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days before it
+    NAME_rank  how concentrated rows are on few ids, whichever these are: ranks of ids by frequency within their own day
+A dense column with nulls gets NAME_present beside it; a null category is a value of its own, "missing".
+"""
+
+import datetime as dt
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hap import durable
+from hap.errors import DataError
+from hap.params import KINDS, Drift, Features, Params
+from hap.samples.order_key import order_key_sql
+from hap.samples.partitions import parquet_files
+from hap.workspace import Workspace
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+SCHEMA = 1  # of the JSON; raised when a reader of the old one would be misled
+SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
+LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
+GN = KINDS.index("GN")
+RANKS = (10, 100, 1000)
+CHANCE = 0.999  # sampling noise stays below what widens a threshold this often
+WASSERSTEIN_NOISE = 3.0  # the same quantile of the distance of two equal normal samples, in units of sqrt(1/n + 1/m)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once."""
+
+    name: str
+    type: Literal["numeric", "categorical"]
+    level: Literal["request", "candidate"]
+    sql: str  # over the samples' columns; a candidate's own value is c.NAME
+    source: str  # the column of the samples that it is made from
+    cluster: str | None = None
+    role: Literal["value", "present", "seen", "rank"] = "value"
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column as judged; `threshold` is the configured one widened by the noise of samples this small."""
+
+    method: str | None
+    value: float | None
+    threshold: float | None
+    drifted: bool
+    reference_mean: float | None
+    current_mean: float | None
+    reference_rows: int
+    current_rows: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class DriftResult:
+    """What drifted, worst first, and where the pages lie."""
+
+    day: str
+    reference_days: tuple[str, ...]
+    drifted: tuple[str, ...]
+    columns: dict[str, ColumnDrift]
+    html: Path
+    json: Path
+    findings: tuple[str, ...] = field(default=())  # in words: drift, and columns that are new, gone or empty
+
+    @property
+    def exit_code(self) -> int:
+        """4 when something drifted, else 0."""
+        return 4 if self.drifted else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The versioned report without the paths."""
+        return {
+            "schema": SCHEMA,
+            "day": self.day,
+            "reference_days": list(self.reference_days),
+            "drifted": list(self.drifted),
+            "findings": list(self.findings),
+            "columns": {name: asdict(column) for name, column in self.columns.items()},
+        }
+
+
+def judged_columns(features: Features) -> list[Column]:
+    """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
+    columns: list[Column] = []
+    user, item = next((feature.name for feature in features.user if feature.type == "id"), None), "cand_item_id"
+
+    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None) -> None:
+        value = f'{"c" if level == "candidate" else "r"}."{name}"'
+        if type_ == "dense":
+            columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster))
+            present = f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END"
+            columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present"))
+        elif type_ == "category":
+            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster))
+        else:
+            columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, None, "seen"))
+            columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, None, "rank"))
+
+    for feature in features.user:
+        add(feature.name, feature.type, "request", user)
+    for feature in features.context:
+        add(feature.name, feature.type, "request", None)
+    kinds = "list_count(list_filter(cand_kind, lambda k: k = {}))"
+    exposed = f"({kinds.format(0)} + {kinds.format(1)})"
+    logged = f"(len(cand_kind) - {kinds.format(GN)})"  # GN are drawn by us, as many as there are clicks: not the cascade's doing
+    figures: dict[str, tuple[str, str, str | None]] = {
+        "history_length": ("len(hist_age_hours)", "hist_age_hours", user),
+        "candidates": (logged, "cand_kind", None),
+        "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind", None),
+        "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind", None),
+    }
+    for code, kind in enumerate(KINDS[:GN]):
+        figures[f"share_{kind}"] = (f"{kinds.format(code)} / nullif({logged}, 0)", "cand_kind", None)
+    for name in set(figures) & {feature.name for feature in features.user + features.context}:
+        del figures[name]  # a declared feature keeps its name
+    for name, (sql, source, cluster) in figures.items():
+        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, cluster))
+    for feature in features.item:
+        add(f"cand_{feature.name}", feature.type, "candidate", item)
+    return columns
+
+
+def sample_frames(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Reference and current frame of at most `drift.max_rows` requests and as many of their candidates.
+
+    Which ones is settled by the portable key of request and item, so reruns agree. Candidates stand beside requests in the
+    same frame, the shorter side padded with nulls: Evidently reads each column alone and drops them. Columns that a
+    period's samples lack are absent from its frame.
+
+    Raises:
+        NotFound: a day was not collected.
+        DataError: no reference day is given, or day D is one of them.
+    """
+    import duckdb
+
+    if not reference_days or day in reference_days:
+        raise DataError(f"drift of {day} needs reference days other than itself; found {', '.join(map(str, reference_days)) or 'none'}")
+    days = sorted(reference_days)
+    with duckdb.connect(config={"memory_limit": params.collect.memory_limit, "threads": params.collect.threads}) as con:
+        con.execute("SET enable_progress_bar = false")
+        frames = []
+        for side, last in ((days, days[-1]), ([day], day)):
+            before = [past for past in days if past < last][-(len(days) - 1) :] if len(days) > 1 else []
+            own, earlier = ([str(path) for path in parquet_files(ws, chosen)] for chosen in (side, before))
+            frames.append(_frame(con, own, earlier, str(last), params))
+    return frames[0], frames[1]
+
+
+def _frame(con: "duckdb.DuckDBPyConnection", files: list[str], earlier: list[str], last: str, params: Params) -> "pd.DataFrame":
+    """One period's frame. `earlier` are the files in which an id of the day `last` counts as seen."""
+    import pandas as pd
+
+    limit, salt = params.drift.max_rows, f"{params.seed}|drift"
+    held = _held(con, files)
+    columns = [column for column in judged_columns(params.features) if column.source in held]
+    source = f"read_parquet({_literal(files)}, union_by_name = true, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE picked AS SELECT day, request_id, {order_key_sql('request_id', salt)} AS drift_key "
+        f"FROM {source} ORDER BY drift_key, request_id LIMIT {limit}"
+    )
+    for column in columns:
+        if column.role == "rank":
+            _summarise_ids(con, source, earlier, last, column)
+    parts = []
+    for level, own in (("request", "r"), ("candidate", "c")):
+        chosen = [column for column in columns if column.level == level]
+        clusters = sorted({column.cluster for column in chosen if column.cluster and column.cluster in held})
+        selected = [f'{column.sql} AS "{column.name}"' for column in chosen]
+        selected += [f'CAST({own}."{name}" AS BIGINT) AS "{name}"' for name in clusters]
+        if level == "request":
+            rows = f"{source} r JOIN picked USING (day, request_id)"
+            order = "drift_key, request_id"
+        else:
+            lists = sorted({column.source for column in chosen} | set(clusters))
+            unnested = ", ".join(f'unnest(s."{name}") AS "{name}"' for name in lists)
+            rows = (
+                f"(SELECT * FROM (SELECT day, request_id, drift_key, {unnested} FROM {source} s JOIN picked USING (day, request_id)) "
+                f"ORDER BY xor(drift_key, {order_key_sql('cand_item_id', salt)}), request_id, cand_item_id LIMIT {limit}) c"
+            )
+            order = "request_id, cand_item_id"
+        for column in chosen:
+            if column.role == "rank":
+                table = f"{column.source}_ids"
+                rows += f' LEFT JOIN {table} ON {table}.id_day = {own}.day AND {table}.id = {own}."{column.source}"'
+        parts.append(con.execute(f"SELECT {', '.join(selected)} FROM {rows} ORDER BY {order}").df())
+    return pd.concat(parts, axis=1)
+
+
+def _summarise_ids(con: "duckdb.DuckDBPyConnection", source: str, earlier: list[str], last: str, column: Column) -> None:
+    """A table NAME_ids(id_day, id, rank, seen) over all rows of the period, not only the drawn ones.
+
+    `seen` is null except on the day `last`, and where there is no earlier day to look into.
+    """
+    value = f'unnest("{column.source}")' if column.level == "candidate" else f'"{column.source}"'
+    ranks = "CASE " + " ".join(f"WHEN place <= {edge} THEN 'top {edge}'" for edge in RANKS) + f" ELSE 'beyond {RANKS[-1]}' END"
+    seen = "NULL"
+    if earlier and column.source in _held(con, earlier):
+        past = f"SELECT DISTINCT {value} AS id FROM read_parquet({_literal(earlier)}, union_by_name = true)"
+        seen = f"CASE WHEN day <> '{last}' THEN NULL WHEN id IN (SELECT id FROM ({past})) THEN 'seen' ELSE 'new' END"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE {column.source}_ids AS SELECT day AS id_day, id, {ranks} AS rank, {seen} AS seen FROM ("
+        f"SELECT day, id, row_number() OVER (PARTITION BY day ORDER BY count(*) DESC, id) AS place "
+        f"FROM (SELECT day, {value} AS id FROM {source}) GROUP BY day, id)"
+    )
+
+
+def _held(con: "duckdb.DuckDBPyConnection", files: list[str]) -> set[str]:
+    """The columns that any of the files has."""
+    return {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM read_parquet({_literal(files)}, union_by_name = true)").fetchall()}
+
+
+def _literal(files: Sequence[str]) -> str:
+    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
+
+
+def drift_report(
+    reference: "pd.DataFrame",
+    current: "pd.DataFrame",
+    features: Features,
+    settings: Drift,
+    html: Path,
+    json: Path,
+    *,
+    day: dt.date,
+    reference_days: Sequence[dt.date],
+) -> DriftResult:
+    """Compare two frames column by column and write Evidently's page and the report, each in whole.
+
+    A column that is constant, empty, new or gone is a finding. Columns of `reference` and `current` that no declared
+    feature accounts for are not judged.
+    """
+    import numpy as np
+    import pandas as pd
+
+    left, right = {}, {}
+    judged: dict[str, ColumnDrift] = {}
+    wanted: list[Column] = []
+    thresholds: dict[str, float] = {}
+    for column in judged_columns(features):
+        name = column.name
+        if name not in reference and name not in current:
+            continue
+        sides = []
+        for frame in (reference, current):
+            values = frame[name] if name in frame else pd.Series(dtype=object)
+            values = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan) if column.type == "numeric" else values
+            sides.append(values.dropna())
+        before, after = sides
+        if column.type == "categorical":
+            before, after = _folded(before, after)
+            if column.role == "present" and not (before == "missing").any() and not (after == "missing").any():
+                continue  # nothing is ever missing: not worth a row on the page
+        if note := _absence(column, name in reference, name in current, before.size, after.size):
+            lost = bool(before.size) and not after.size and column.role != "seen"
+            judged[name] = ColumnDrift(None, None, None, lost, _mean(before), _mean(after), before.size, after.size, note)
+            continue
+        levels = int(pd.concat([before, after]).nunique())
+        thresholds[name] = _widened(column, settings, levels, _noise(reference, current, before, after, column))
+        wanted.append(column)
+        left[name], right[name] = before, after
+    # Rows are packed from the top, since each column is read alone; a frame's nulls are padding.
+    packed = [pd.DataFrame({name: values.reset_index(drop=True) for name, values in side.items()}) for side in (left, right)]
+    page, measured = _evidently(packed[0], packed[1], wanted, thresholds, settings)
+    for column in wanted:
+        name, value = column.name, measured[column.name]
+        before, after = left[name], right[name]
+        note = "constant in the reference" if before.nunique() == 1 else None
+        judged[name] = ColumnDrift(
+            _method(column, settings), value, round(thresholds[name], 4), value >= thresholds[name],
+            _mean(before), _mean(after), before.size, after.size, note,
+        )  # fmt: skip
+    drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
+    ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
+    findings = [_sentence(name, judged[name]) for name in drifted]
+    findings += [f"{name}: {one.note}" for name, one in ordered.items() if one.method is None and not one.drifted]
+    result = DriftResult(
+        str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, html, json, tuple(findings)
+    )
+    durable.write_bytes(html, page)
+    durable.write_json(json, result.to_json())
+    return result
+
+
+def report_drift(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> DriftResult:
+    """Day D against the reference days, from the workspace's samples into its pages.
+
+    Raises:
+        NotFound: a day was not collected.
+        DataError: no reference day is given, or day D is one of them.
+    """
+    reference, current = sample_frames(ws, params, reference_days, day)
+    html, json = ws.pages / f"drift-{day}.html", ws.pages / f"drift-{day}.json"
+    return drift_report(reference, current, params.features, params.drift, html, json, day=day, reference_days=reference_days)
+
+
+def _evidently(
+    reference: "pd.DataFrame", current: "pd.DataFrame", columns: Sequence[Column], thresholds: dict[str, float], settings: Drift
+) -> tuple[bytes, dict[str, float]]:
+    """Evidently's page (one file, opens offline) and the value of each column."""
+    if not columns:
+        return b"<!doctype html><meta charset=utf-8><title>Drift</title><p>No column could be compared.</p>\n", {}
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # read by Evidently's telemetry
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")  # of its own use of pandas and NumPy, at import and at run
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.presets import DataDriftPreset
+
+        definition = DataDefinition(
+            numerical_columns=[column.name for column in columns if column.type == "numeric"],
+            categorical_columns=[column.name for column in columns if column.type == "categorical"],
+        )
+        preset = DataDriftPreset(
+            columns=[column.name for column in columns],
+            per_column_method={column.name: _method(column, settings) for column in columns},
+            per_column_threshold=thresholds,
+            drift_share=round(0.5 / len(columns), 3),  # one drifted column is enough for the page's headline
+        )
+        sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in (current, reference)]
+        snapshot = Report([preset], include_tests=True).run(*sides)
+        target = Path(scratch) / "page.html"
+        snapshot.save_html(str(target))
+        page = target.read_bytes()
+        metrics = snapshot.dict()["metrics"]
+    values = {metric["config"]["column"]: float(metric["value"]) for metric in metrics if "ValueDrift" in metric["metric_name"]}
+    # Rounding takes the root of a number just below 0 when two distributions are equal.
+    return page, {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+
+
+def _method(column: Column, settings: Drift) -> str:
+    return settings.numeric_method if column.type == "numeric" else settings.categorical_method
+
+
+def _widened(column: Column, settings: Drift, levels: int, noise: float) -> float:
+    """The configured threshold, widened by what chance alone does; `noise` as `_noise` gives it.
+
+    Large samples keep the configured value; on a few hundred rows nothing less than a plain change alarms.
+    """
+    from scipy.stats import chi2
+
+    method = _method(column, settings)
+    threshold = settings.numeric_threshold if column.type == "numeric" else settings.categorical_threshold
+    if method == "wasserstein":
+        return math.hypot(threshold, WASSERSTEIN_NOISE * math.sqrt(noise))
+    bins = levels if column.type == "categorical" else min(levels, 30)
+    chance = float(chi2.ppf(CHANCE, max(bins - 1, 1))) * noise
+    return threshold + chance if method == "psi" else math.hypot(threshold, math.sqrt(chance / 8))
+
+
+def _noise(reference: "pd.DataFrame", current: "pd.DataFrame", before: "pd.Series[Any]", after: "pd.Series[Any]", column: Column) -> float:
+    """Variance of the difference of two means, in units of the column's own: 1/n + 1/m for independent rows.
+
+    Where rows of one cluster share a value, it is the squared difference of the clusters' shares: all of it for a
+    catalogue that turned over, next to nothing for the same users on both sides.
+    """
+    least = 1 / before.size + 1 / after.size
+    if column.cluster is None or column.cluster not in reference or column.cluster not in current:
+        return least
+    shares = [frame.loc[rows.index, column.cluster].value_counts(normalize=True) for frame, rows in ((reference, before), (current, after))]
+    return max(least, float((shares[0].sub(shares[1], fill_value=0.0) ** 2).sum()))
+
+
+def _folded(before: "pd.Series[Any]", after: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[Any]]":
+    """Categories as text, all but the most frequent as one; both sides choose, so that a flood of a new value shows."""
+    before, after = before.astype(str).astype(object), after.astype(str).astype(object)
+    shares = before.value_counts(normalize=True).add(after.value_counts(normalize=True), fill_value=0.0)
+    if len(shares) <= SHOWN_CATEGORIES:
+        return before, after
+    shown = shares.sort_index().sort_values(ascending=False, kind="stable").index[:SHOWN_CATEGORIES]
+    return before.where(before.isin(shown), "other"), after.where(after.isin(shown), "other")
+
+
+def _absence(column: Column, in_reference: bool, in_current: bool, before: int, after: int) -> str | None:
+    """Why a column cannot be compared, in words; None where it can."""
+    if not in_current:
+        return "the column is gone"
+    if not in_reference:
+        return "the column is new, there is nothing to compare with"
+    if before >= LEAST_ROWS and after >= LEAST_ROWS:
+        return None
+    if before and after:
+        return f"too few rows to compare: {before} in the reference, {after} on the day, {LEAST_ROWS} are needed"
+    if column.role == "seen":
+        return "no earlier day to look ids up in"
+    if before:
+        return "every value is missing on the day; the reference had values"
+    return "every value is missing in the reference" if after else "every value is missing, in the reference too"
+
+
+def _severity(one: ColumnDrift) -> float:
+    return one.value / one.threshold if one.value is not None and one.threshold else math.inf
+
+
+def _sentence(name: str, one: ColumnDrift) -> str:
+    if one.method is None or one.value is None or one.threshold is None:
+        return f"{name}: {one.note}"
+    moved = ""
+    if one.reference_mean is not None and one.current_mean is not None:
+        moved = f"; its mean went from {one.reference_mean:.4g} to {one.current_mean:.4g}"
+    return f"{name}: {one.method} {one.value:.3f} over {one.threshold:.3f}{moved}"
+
+
+def _mean(values: "pd.Series[Any]") -> float | None:
+    import pandas as pd
+
+    return float(values.mean()) if values.size and pd.api.types.is_numeric_dtype(values) else None

@@ -1,0 +1,309 @@
+"""params.yaml as frozen values: every key has a type, a unit and a range, and an unknown one is refused.
+
+People edit params.yaml; `resolve` fills in the defaults; a retrain writes the result to run.yaml, which
+the reproducible stages read. Defaults stand here, reasons beside them; params.yaml of a new workspace
+shows the ones that people change first.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hap.errors import ConfigError
+
+KINDS = ("EP", "EN", "RN", "PRN", "GN")  # the code of a kind in samples is its place here
+NEGATIVES = KINDS[1:]
+Negative = Literal["EN", "RN", "PRN", "GN"]
+RESERVED = {"request_id", "item_id", "event_time", "ingest_time", "published", "day", "kind", "bucket", "position", "k"}
+MODELS = ("light", "expressive")
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, keyword-only, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Feature(Strict):
+    """One declared column. `age_hours` is computed (see hap.samples.ages), every other one is read from the logs."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    type: Literal["id", "category", "dense"]
+    rows: int | None = Field(default=None, ge=2, description="rows of the hashed embedding table; ids and categories only")
+    missing: float = Field(default=0.0, description="stands in for an absent dense value before scaling")
+    scale: Literal["linear", "log"] = Field(default="linear", description="log: log(1 + max(x, 0)) before normalisation")
+
+    @model_validator(mode="after")
+    def _rows_go_with_ids(self) -> "Feature":
+        if (self.type == "dense") != (self.rows is None):
+            raise ValueError(f"feature {self.name!r}: `rows` is needed for an id or category and has no meaning for dense")
+        return self
+
+
+class Features(Strict):
+    """The declared columns in tensor order; the same object is the feature part of a bundle's schema.json."""
+
+    user: tuple[Feature, ...]
+    context: tuple[Feature, ...] = ()
+    item: tuple[Feature, ...]
+    history: tuple[Feature, ...]
+    history_length: int = Field(default=20, ge=1, description="L: the most recent events that are kept")
+
+    @model_validator(mode="after")
+    def _names(self) -> "Features":
+        for group in (self.user + self.context, self.item, self.history):
+            names = [feature.name for feature in group]
+            if len(set(names)) < len(names):
+                raise ValueError(f"a feature is declared twice among {names}")
+        request_level = {feature.name for feature in self.user + self.context}
+        if clash := request_level & (RESERVED | {"age_hours"}):
+            raise ValueError(f"{sorted(clash)} cannot name user or context features: the logs use these names")
+        tables: dict[str, int | None] = {}
+        for feature in self.user + self.context + self.item + self.history:
+            if feature.type != "dense" and tables.setdefault(feature.name, feature.rows) != feature.rows:
+                raise ValueError(f"feature {feature.name!r} shares one table, so its `rows` must agree wherever it is declared")
+        if not any(feature.name == "item_id" for feature in self.item):
+            raise ValueError("features.item must declare item_id")
+        if not self.ids("history") or self.ids("history")[0].name != "item_id":
+            raise ValueError("features.history must declare item_id as its first id: 0 there tells padding from an event")
+        if not self.ids("user"):
+            raise ValueError("features.user or features.context must declare an id or a category")
+        return self
+
+    def ids(self, group: Literal["user", "item", "history"]) -> tuple[Feature, ...]:
+        """Ids and categories of a group in tensor order; context counts with the user."""
+        return tuple(feature for feature in self._group(group) if feature.type != "dense")
+
+    def dense(self, group: Literal["user", "item", "history"]) -> tuple[Feature, ...]:
+        """Dense features of a group in tensor order; context counts with the user."""
+        return tuple(feature for feature in self._group(group) if feature.type == "dense")
+
+    def _group(self, group: Literal["user", "item", "history"]) -> tuple[Feature, ...]:
+        return self.user + self.context if group == "user" else getattr(self, group)
+
+
+class Logs(Strict):
+    path: str = Field(default="logs", description="folder below the workspace, or any fsspec URL")
+    complete: bool = Field(default=True, description="whether every candidate of a request is logged, with its position")
+    positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Window(Strict):
+    """Which negatives of a stage are sampled."""
+
+    below: float = Field(ge=0, description="only positions greater than this; under 1 it is a share of the stage's list")
+    count: int | None = Field(ge=1, description="at most this many per request, drawn by the sampling key; null takes all")
+    edges: tuple[float, ...] = Field(description="where difficulty buckets begin (Rank-50); under 1 a share of the list")
+
+
+class Collect(Strict):
+    label_delay_hours: Annotated[float, Field(ge=0)] = 2.0
+    rank: Window = Window(below=50, count=10, edges=(50,))  # [paper] ToutiaoRec's rule
+    prerank: Window = Window(below=200, count=10, edges=(200,))  # [paper]
+    global_per_positive: int = Field(default=2, ge=0, description="GN for each EP")
+    max_positives: Count = 50
+    requests_without_positive: Literal["keep", "drop"] = "keep"
+    memory_limit: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "2GB"
+    threads: Count = 2
+    row_group_requests: Count = 256
+
+
+class Train(Strict):
+    days: Count = 7
+    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    epochs: Count = 8
+    patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
+    batch_requests: Count = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    threads: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Loss(Strict):
+    name: Literal["bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce"] = "ghcl+bce"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    bce_weight: Annotated[float, Field(ge=0)] = 1.0
+    kind_weights: dict[Negative, Annotated[float, Field(ge=0)]] = {"EN": 1.0, "RN": 1.0, "PRN": 1.0, "GN": 1.0}
+
+
+class Model(Strict):
+    """`size` is the one dial: the width of the towers; every other width follows from it."""
+
+    size: Annotated[int, Field(ge=8, multiple_of=8)]
+    embedding_dim: Annotated[int, Field(ge=2)] = 16
+    train_kinds: Literal["all"] | tuple[Negative, ...] = "all"
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of negatives that this model is trained on."""
+        return NEGATIVES if self.train_kinds == "all" else self.train_kinds
+
+
+class Route(Strict):
+    """How many candidates the expressive model rescores: K = ceil(share * N), or K = k. A request's own k wins."""
+
+    share: Share | None = 0.3
+    k: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Route":
+        if (self.share is None) == (self.k is None):
+            raise ValueError("route needs exactly one of `share` and `k`; set the other to null")
+        return self
+
+
+class Gate(Strict):
+    days: int = Field(default=1, ge=1, description="judging days pooled, up to and with the day judged")
+    margin: float = Field(default=0.01, gt=0, description="GAUC that a challenger may lose on any guarded rule")
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    floors: dict[Negative, Annotated[float, Field(ge=0, le=1)]] = {"EN": 0.45, "RN": 0.5, "PRN": 0.5, "GN": 0.5}
+    min_requests: Count = 200
+    min_positives: Count = 100
+    bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
+    max_parity: float = Field(default=1e-4, gt=0, description="largest score difference, exported graph against PyTorch")
+
+
+class Promotion(Strict):
+    auto: bool = False
+
+
+class Ledger(Strict):
+    url: str | None = Field(default=None, description="SQLAlchemy URL; null: registry/ledger.db of the workspace")
+
+
+class Mlflow(Strict):
+    tracking_uri: str | None = Field(default=None, description="null: registry/mlflow.db of the workspace")
+    experiment: str = "hap"
+
+
+class Serving(Strict):
+    host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=1, le=65535)] = 18000
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] = 18001
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] = 18002
+    deadline_s: Annotated[float, Field(gt=0)] = 5.0
+    canary_s: float = Field(default=1.0, gt=0, description="seconds between two canary inferences of `serve`")
+
+
+class Drift(Strict):
+    """Thresholds by column type; the method is stated in the page."""
+
+    numeric_method: Literal["wasserstein", "psi"] = "wasserstein"
+    numeric_threshold: float = Field(default=0.1, gt=0, description="wasserstein: standard deviations; psi: its value")
+    categorical_method: Literal["jensenshannon", "psi"] = "jensenshannon"
+    categorical_threshold: Annotated[float, Field(gt=0)] = 0.1
+    max_rows: Count = 20_000
+
+
+class Keep(Strict):
+    versions: Count = 3
+    days: Count = 30
+
+
+class Schedule(Strict):
+    cron: str = "0 3 * * *"
+    timezone: str = "UTC"
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        if len(value.split()) != 5:
+            raise ValueError(f"schedule.cron {value!r} needs five fields, such as '0 3 * * *'")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        import zoneinfo
+
+        if value not in zoneinfo.available_timezones():
+            raise ValueError(f"schedule.timezone {value!r} is not in the tz database; write for example Europe/Berlin")
+        return value
+
+
+class Storage(Strict):
+    dvc_remote: str = Field(default="remote", description="folder below the workspace, or any URL that DVC accepts")
+    push: bool = True
+
+
+class Params(Strict):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = 1
+    features: Features
+    logs: Logs = Logs()
+    collect: Collect = Collect()
+    train: Train = Train()
+    loss: Loss = Loss()
+    light: Model = Model(size=64)
+    expressive: Model = Model(size=96)
+    route: Route = Route()
+    gate: Gate = Gate()
+    promotion: Promotion = Promotion()
+    ledger: Ledger = Ledger()
+    mlflow: Mlflow = Mlflow()
+    serving: Serving = Serving()
+    drift: Drift = Drift()
+    keep: Keep = Keep()
+    schedule: Schedule = Schedule()
+    storage: Storage = Storage()
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (with the nearest known one) or a bad value.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; `hapctl init` writes one with every default explained") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold keys and values, not {type(raw).__name__}")
+    return resolve(raw, str(path))
+
+
+def resolve(raw: dict[str, Any], source: str) -> Params:
+    """Check raw values and fill in defaults; `source` names them in errors.
+
+    Raises:
+        ConfigError: an unknown key or a bad value.
+    """
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_known_keys(first['loc'][:-1]))}"
+            raise ConfigError(f"{source}: unknown key {key!r}{hint}{more}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        where = f"{key}: " if key else ""
+        raise ConfigError(f"{source}: {where}{message}; found {str(first['input'])[:60]!r}{more}") from None
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The field names of the model at `location` inside Params."""
+    model: Any = Params
+    for part in location:
+        if isinstance(part, str) and isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+            options = [a for a in get_args(model) if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = options[0] if options else model
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

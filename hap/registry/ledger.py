@@ -1,0 +1,326 @@
+"""The ledger: an append-only, hash-chained table that says what served when, from what, why, and who asked.
+
+A move of the champion writes two rows: `intended` before anything is touched, then its outcome.
+    served   the new version answers; the last such row is the truth that pins and aliases follow
+    pinned   checked and pinned for the next start of the server; `served` follows once it answers there
+    undone   it did not work out, or was interrupted; the version that served before serves again
+    failed   it did not work out, and bringing the former version back did not either
+Freezes are single rows in the state `noted`.
+"""
+
+import datetime as dt
+import getpass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import sqlalchemy as sa
+
+from hap.errors import Busy, HapError, Refused, UsageError
+from hap.params import Params
+from hap.workspace import Workspace
+
+Action = Literal["promote", "rollback", "freeze", "unfreeze"]
+State = Literal["intended", "served", "undone", "pinned", "failed", "noted"]
+MOVES = ("promote", "rollback")
+GENESIS = "0" * 64  # prev_hash of the first row
+
+_METADATA = sa.MetaData()
+_TABLE = sa.Table(
+    "ledger",
+    _METADATA,
+    sa.Column(
+        "id", sa.Integer, primary_key=True, autoincrement=False
+    ),  # last + 1, so that two writers collide instead of forking the chain
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(20), nullable=False),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("from_version", sa.Integer),
+    sa.Column("to_version", sa.Integer),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("forced", sa.Boolean, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("prev_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+for _change in ("UPDATE", "DELETE"):
+    sa.event.listen(
+        _TABLE,
+        "after_create",
+        sa.DDL(
+            f"CREATE TRIGGER IF NOT EXISTS ledger_no_{_change.lower()} BEFORE {_change} ON ledger "
+            "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        ).execute_if(dialect="sqlite"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a row says, before it has its place in the chain. `at` is aware; evidence is JSON-able."""
+
+    at: dt.datetime
+    actor: str
+    action: Action
+    state: State
+    from_version: int | None = None
+    to_version: int | None = None
+    reason: str = ""
+    forced: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Entry):
+    """One row of the chain: `hash` covers every other column and the hash of the row before."""
+
+    id: int
+    prev_hash: str
+    hash: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The row with its time as ISO 8601 in UTC."""
+        return {column.name: getattr(self, column.name) for column in fields(self)} | {"at": _iso(self.at)}
+
+
+class Ledger:
+    """The ledger at one SQLAlchemy URL; the table is made by the first write.
+
+    Raises (every method):
+        HapError: the database cannot be reached or read.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._url = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise HapError(f"ledger.url {url!r} is not a SQLAlchemy URL; write for example sqlite:////srv/hap/ledger.db") from None
+
+    def append(self, entry: Entry) -> Row:
+        """Add one row at the end of the chain and return it; durable when this returns.
+
+        Raises:
+            Busy: another process wrote at the same moment, or holds the database for more than 30 s.
+        """
+        if (database := self._sqlite_file()) is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._engine() as engine, engine.connect() as connection:
+                if engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # one writer from here: the chain's end cannot move under us
+                _METADATA.create_all(connection)
+                last = connection.execute(sa.select(_TABLE.c.id, _TABLE.c.hash).order_by(_TABLE.c.id.desc()).limit(1)).first()
+                number, prev_hash = (last.id + 1, last.hash) if last else (1, GENESIS)
+                values = _columns(entry, number)
+                connection.execute(_TABLE.insert().values(**values, prev_hash=prev_hash, hash=_chain(prev_hash, values)))
+                connection.commit()
+        except sa.exc.IntegrityError:
+            raise Busy("another process wrote to the ledger at the same moment; run this again") from None
+        except sa.exc.DBAPIError as error:
+            if "locked" in str(error.orig):
+                raise Busy(f"another process holds the ledger at {self._where()}; run this again") from None
+            raise self._unreachable(error) from None
+        return Row(
+            **{name: getattr(entry, name) for name in Entry.__dataclass_fields__},
+            id=number,
+            prev_hash=prev_hash,
+            hash=_chain(prev_hash, values),
+        )
+
+    def rows(self) -> list[Row]:
+        """Every row, oldest first."""
+        return [_row(values) for values in self._read()]
+
+    def verify(self) -> int:
+        """Check the chain and return the number of rows.
+
+        Raises:
+            HapError: a row was changed, removed or put in; the message names the first that does not fit.
+        """
+        prev_hash = GENESIS
+        stored = self._read()
+        for number, values in enumerate(stored, start=1):
+            said = {name: value for name, value in values.items() if name not in ("prev_hash", "hash")}
+            if values["id"] != number or values["prev_hash"] != prev_hash or values["hash"] != _chain(prev_hash, said):
+                raise HapError(
+                    f"the ledger at {self._where()} does not fit together from row {values['id']} on: "
+                    "a row was changed or removed outside hap; restore the database from a copy"
+                )
+            prev_hash = values["hash"]
+        return len(stored)
+
+    def served(self) -> int | None:
+        """The version that the last `served` row names; None before the first."""
+        return served(self.rows())
+
+    def previous_served(self) -> int | None:
+        """The version that a rollback goes back to; None where nothing served before."""
+        return previous_served(self.rows())
+
+    def freeze(self, *, actor: str, now: dt.datetime, reason: str) -> Row:
+        """Stop promotions until `unfreeze`.
+
+        Raises:
+            UsageError: no reason is given.
+        """
+        if not reason.strip():
+            raise UsageError("freeze needs a reason; write `hapctl freeze --reason TEXT`")
+        return self.append(Entry(at=now, actor=actor, action="freeze", state="noted", reason=reason))
+
+    def unfreeze(self, *, actor: str, now: dt.datetime, reason: str = "") -> Row:
+        """Allow promotions again."""
+        return self.append(Entry(at=now, actor=actor, action="unfreeze", state="noted", reason=reason))
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The stored columns of every row, by id; a ledger that nobody wrote to yet is empty."""
+        database = self._sqlite_file()
+        if database is not None and not database.exists():
+            return []
+        try:
+            with self._engine() as engine, engine.connect() as connection:
+                if not sa.inspect(connection).has_table(_TABLE.name):
+                    return []
+                stored = connection.execute(sa.select(_TABLE).order_by(_TABLE.c.id))
+                return [{str(name): value for name, value in row._mapping.items()} for row in stored]
+        except sa.exc.DBAPIError as error:
+            raise self._unreachable(error) from None
+
+    def _engine(self) -> "_Engine":
+        return _Engine(self._url)
+
+    def _sqlite_file(self) -> Path | None:
+        name = self._url.database
+        return Path(name) if self._url.get_backend_name() == "sqlite" and name not in (None, "", ":memory:") else None
+
+    def _where(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
+    def _unreachable(self, error: sa.exc.DBAPIError) -> HapError:
+        said = str(error.orig).strip() or type(error.orig).__name__
+        return HapError(f"the ledger at {self._where()} cannot be used: {said.splitlines()[0]}; ledger.url in params.yaml names it")
+
+
+class _Engine:
+    """An engine that lives for one use, so that no connection stays open between commands."""
+
+    def __init__(self, url: sa.URL) -> None:
+        sqlite = url.get_backend_name() == "sqlite"
+        self._engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": 30} if sqlite else {})
+        if sqlite:
+            sa.event.listen(self._engine, "connect", _sqlite_settings)
+
+    def __enter__(self) -> sa.Engine:
+        return self._engine
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.dispose()
+
+
+def _sqlite_settings(connection: Any, _record: object) -> None:
+    """BEGIN is ours to send (the driver's own is deferred, so two writers could read one chain's end); a commit is on disk."""
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def open_ledger(ws: Workspace, params: Params) -> Ledger:
+    """The ledger that params.yaml names, else registry/ledger.db of the workspace."""
+    return Ledger(params.ledger.url or f"sqlite:///{ws.registry / 'ledger.db'}")
+
+
+def default_actor() -> str:
+    """The name of the user who runs this command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        return "unknown"
+
+
+def served(rows: Iterable[Row]) -> int | None:
+    """The version that the last `served` row names."""
+    stack = served_stack(rows)
+    return stack[-1] if stack else None
+
+
+def previous_served(rows: Iterable[Row]) -> int | None:
+    """The version below the one that serves; a version that was rolled back does not count."""
+    stack = served_stack(rows)
+    return stack[-2] if len(stack) > 1 else None
+
+
+def served_stack(rows: Iterable[Row]) -> list[int]:
+    """What served, oldest first, the current last: a promotion puts its version on top, a rollback takes the top off.
+
+    So a second rollback goes further back instead of returning to the version that was rolled back.
+    """
+    stack: list[int] = []
+    for row in rows:
+        if row.state != "served" or row.to_version is None:
+            continue
+        if row.action == "rollback" and row.to_version in stack:
+            while stack[-1] != row.to_version:
+                stack.pop()
+        elif not stack or stack[-1] != row.to_version:
+            stack.append(row.to_version)
+    return stack
+
+
+def open_move(rows: Iterable[Row]) -> Row | None:
+    """The `intended` row that no outcome follows: a promotion that runs now, or was killed."""
+    moves = [row for row in rows if row.action in MOVES]
+    return moves[-1] if moves and moves[-1].state == "intended" else None
+
+
+def pinned_for_next_start(rows: Iterable[Row]) -> Row | None:
+    """The `pinned` row that still waits for a server to start with it."""
+    settled = [row for row in rows if row.action in MOVES and row.state in ("served", "pinned")]
+    return settled[-1] if settled and settled[-1].state == "pinned" else None
+
+
+def freeze_in_force(rows: Iterable[Row]) -> Row | None:
+    """The freeze that no unfreeze followed."""
+    noted = [row for row in rows if row.action in ("freeze", "unfreeze")]
+    return noted[-1] if noted and noted[-1].action == "freeze" else None
+
+
+def refuse_if_frozen(rows: Iterable[Row]) -> None:
+    """Let a promotion pass only where no freeze is in force.
+
+    Raises:
+        Refused: a freeze is in force; the message says whose and why.
+    """
+    if frozen := freeze_in_force(rows):
+        raise Refused(
+            f"promotions are frozen since {_iso(frozen.at)} by {frozen.actor}: {frozen.reason}; `hapctl unfreeze` allows them again"
+        )
+
+
+def _columns(entry: Entry, number: int) -> dict[str, Any]:
+    """The stored form of an entry, as the hash covers it."""
+    return {
+        "id": number,
+        "at": _iso(entry.at),
+        "actor": entry.actor,
+        "action": entry.action,
+        "state": entry.state,
+        "from_version": entry.from_version,
+        "to_version": entry.to_version,
+        "reason": entry.reason,
+        "forced": entry.forced,
+        "evidence": orjson.dumps(dict(entry.evidence), option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY).decode(),
+    }
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    return Row(**{**values, "at": dt.datetime.fromisoformat(values["at"]), "evidence": orjson.loads(values["evidence"])})
+
+
+def _chain(prev_hash: str, said: Mapping[str, Any]) -> str:
+    """sha256 over the former hash and the row's columns as JSON with sorted keys."""
+    return hashlib.sha256(prev_hash.encode() + orjson.dumps(dict(said), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _iso(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).isoformat(timespec="microseconds")

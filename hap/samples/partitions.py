@@ -1,0 +1,84 @@
+"""Daily partitions of samples: where they lie, and the manifest that closes one."""
+
+import dataclasses
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from hap.errors import NotFound
+from hap.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a closed day holds. `samples_hash` is the sha256 of its rows as written."""
+
+    id: str
+    day: str
+    as_of: str
+    parameters: dict[str, Any]
+    requests: int
+    rows_by_kind: dict[str, int]
+    rows_by_bucket: dict[str, int]
+    gn_shortfall: int
+    samples_hash: str
+
+    @classmethod
+    def of(cls, day: dt.date, as_of: dt.datetime, parameters: dict[str, Any], counted: dict[str, Any], gn_shortfall: int) -> "Manifest":
+        """The manifest of freshly written samples; its id covers day, as_of, parameters and content."""
+        content = orjson.dumps([day.isoformat(), as_of.isoformat(), parameters, counted["samples_hash"]], option=orjson.OPT_SORT_KEYS)
+        return cls(
+            id=hashlib.sha256(content).hexdigest()[:16],
+            day=day.isoformat(),
+            as_of=as_of.isoformat(),
+            parameters=parameters,
+            gn_shortfall=gn_shortfall,
+            **counted,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def folder(ws: Workspace, day: dt.date) -> Path:
+    return ws.samples / f"day={day.isoformat()}"
+
+
+def find(ws: Workspace, day: dt.date) -> Manifest | None:
+    """The day's manifest, or None where the day is not closed."""
+    partition = folder(ws, day)
+    if not (partition / "_SUCCESS").exists():
+        return None
+    return Manifest(**orjson.loads((partition / "manifest.json").read_bytes()))
+
+
+def load(ws: Workspace, day: dt.date) -> Manifest:
+    """The day's manifest.
+
+    Raises:
+        NotFound: the day was not collected.
+    """
+    manifest = find(ws, day)
+    if manifest is None:
+        raise NotFound(f"{day} has no samples in {ws.samples}; collect them with `hapctl collect --day {day}`")
+    return manifest
+
+
+def collected_days(ws: Workspace) -> list[dt.date]:
+    """Every closed day, oldest first."""
+    return sorted(dt.date.fromisoformat(marker.parent.name.removeprefix("day=")) for marker in ws.samples.glob("day=*/_SUCCESS"))
+
+
+def parquet_files(ws: Workspace, days: list[dt.date]) -> list[Path]:
+    """The sample files of closed days, in order.
+
+    Raises:
+        NotFound: a day was not collected.
+    """
+    for day in days:
+        load(ws, day)
+    return [path for day in days for path in sorted(folder(ws, day).glob("*.parquet"))]

@@ -1,0 +1,274 @@
+"""Two trained models -> a sealed bundle: ONNX graphs, schema, golden requests, parity and cost measured."""
+
+import itertools
+import logging
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hap import durable
+from hap.errors import DataError, HapError
+from hap.models.build import dense_parameters, load_model
+from hap.params import MODELS, Params
+from hap.serving import graphs, trial
+from hap.serving.bundle import Bundle, Golden, read_bundle, seal_bundle, write_golden, write_schema
+from hap.serving.merge import hard_select, merge, routed_count
+from hap.serving.parity import parity
+from hap.serving.request import TENSORS, RequestTensors
+from hap.serving.session import BundleSession
+from hap.training.feed import Feed, Pool, window_files
+from hap.training.run import Run, read_run
+from hap.workspace import Workspace, find_workspace
+
+REAL_REQUESTS = 32  # held-out requests among the golden ones
+COST_CANDIDATES = 1000
+COST_REPEATS = 15
+_TRACED_CANDIDATES = 7  # any number that no other dimension has, so that N stays a dimension of its own
+_UNSEEN = 2**62  # far above any id of the logs
+
+
+def export(
+    models: Mapping[str, nn.Module],
+    params: Params,
+    requests: Sequence[RequestTensors],
+    into: Path,
+    info: Mapping[str, Any],
+    progress: Callable[[str], None] = lambda line: None,
+) -> Bundle:
+    """Write a bundle into the folder `into`, whole or not at all.
+
+    Args:
+        models: `light` and `expressive`, each with `score_request`.
+        requests: real ones, at least one of them with candidates; they become golden requests.
+        info: goes into bundle.json beside the digests (window, day, ...).
+
+    Raises:
+        HapError: a graph does not run, dies at some N, or differs from PyTorch by more than gate.max_parity.
+    """
+    real = [request for request in requests if request.candidates][:REAL_REQUESTS]
+    if not real:
+        raise DataError("export needs at least one held-out request with candidates; the window's samples hold none")
+    cores = {}
+    for name in MODELS:
+        progress(f"exporting {name}")
+        cores[name] = scoring_core(models[name], real[0])
+    with durable.new_directory(into) as folder:
+        made = {
+            "light": _named(cores["light"], "light_score"),
+            "hard_select": graphs.hard_select_graph(params.route),
+            "expressive": graphs.expressive_graph(cores["expressive"]),
+            "expressive_all": graphs.expressive_all_graph(cores["expressive"]),
+        }
+        for name, model in made.items():
+            durable.write_bytes(folder / f"{name}.onnx", model.SerializeToString(deterministic=True))
+        write_schema(folder, params.features, params.route)
+        golden = golden_requests(models, params, real)
+        write_golden(folder, golden)
+        progress("trying the graphs")
+        _try(folder)
+        session = BundleSession(Bundle(folder, params.features, params.route, "", {}))
+        found = parity(golden, session.score)
+        durable.write_json(folder / "parity.json", found)
+        if not found["max_abs_diff"] <= params.gate.max_parity or found["misrouted"]:
+            worst = max(found["by_request"], key=lambda entry: (entry["misrouted"], entry["max_abs_diff"]))
+            raise HapError(
+                f"the exported graphs differ from PyTorch by {found['max_abs_diff']:.2g} with {found['misrouted']} misrouted candidates "
+                f"(worst: {worst['name']}); gate.max_parity allows {params.gate.max_parity:g}"
+            )
+        progress("measuring cost")
+        sizes = {f"{name}.onnx": (folder / f"{name}.onnx").stat().st_size for name in made}
+        counts = {name: sum(p.numel() for p in models[name].parameters()) for name in cores}
+        dense = {name: dense_parameters(models[name]) for name in cores}
+        durable.write_json(
+            folder / "cost.json", {"in_process": cost(session, real), "bytes": sizes, "parameters": counts, "dense_parameters": dense}
+        )
+        seal_bundle(folder, info)
+    return read_bundle(into)
+
+
+def scoring_core(model: nn.Module, request: RequestTensors) -> onnx.ModelProto:
+    """`model.score_request` as ONNX: the six tensors -> logit F32[N], with N free and every other size fixed."""
+    example = request.repeated(_TRACED_CANDIDATES)
+    candidates = torch.export.Dim("N")
+    free = {name: {0: candidates} if name.startswith("cand_") else None for name in TENSORS}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it would list operators of torchvision, which nothing here uses
+    with warnings.catch_warnings():  # torch's exporter warns of its own deprecations
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Serving(model).eval(),
+            tuple(torch.from_numpy(array) for array in example.arrays().values()),
+            input_names=list(TENSORS),
+            output_names=[graphs.LOGIT],
+            dynamic_shapes=free,
+            opset_version=graphs.OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # only the old exporter returns None
+    core = graphs.stripped(program.model_proto)
+    if [entry.name for entry in core.graph.input] != list(TENSORS) or core.functions:
+        raise HapError(f"the exported graph of {type(model).__name__} has the inputs {[entry.name for entry in core.graph.input]}")
+    return core
+
+
+def golden_requests(models: Mapping[str, nn.Module], params: Params, real: Sequence[RequestTensors]) -> list[Golden]:
+    """The real requests and the edges, each with PyTorch's answer."""
+    base, width = real[0], len(params.features.ids("item"))
+    item = [feature.name for feature in params.features.ids("item")].index("item_id")
+    unseen = RequestTensors(
+        base.user_ids + _UNSEEN, base.user_dense, base.hist_ids + _UNSEEN, base.hist_dense, base.cand_ids + _UNSEEN, base.cand_dense
+    )
+    no_history = RequestTensors(
+        base.user_ids, base.user_dense, np.zeros_like(base.hist_ids), np.zeros_like(base.hist_dense), base.cand_ids, base.cand_dense
+    )
+    k = 16
+    cases: list[tuple[str, RequestTensors, int | None]] = [(f"real {place}", request, None) for place, request in enumerate(real)]
+    cases += [(f"N={n}", _distinct(base, n, item), None) for n in (0, 1, 2000)]
+    cases += [(f"N={n} K={k}", _distinct(base, n, item), k) for n in (k - 1, k, k + 1)]
+    cases += [
+        ("k=0", _distinct(base, 12, item), 0),
+        ("k above N", _distinct(base, 12, item), 100),
+        ("empty history", no_history, None),
+        ("unseen ids", unseen, None),
+        ("equal scores", base.with_candidates(np.repeat(base.cand_ids[:1], 12, 0), np.repeat(base.cand_dense[:1], 12, 0)), None),
+    ]
+    assert all(request.cand_ids.shape[1] == width for _, request, _ in cases)
+    return [_answered(models, params, name, request, k) for name, request, k in cases]
+
+
+def cost(session: BundleSession, real: Sequence[RequestTensors]) -> dict[str, Any]:
+    """p50 wall and CPU milliseconds of the three graphs and of expressive on all, in this process, one thread, interleaved."""
+    request = real[0].repeated(COST_CANDIDATES)
+    ways: dict[str, Callable[[], object]] = {"hap": lambda: session.score(request), "expressive_all": lambda: session.score_all(request)}
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(COST_REPEATS + 2):
+        for name, way in ways.items():
+            begun, used = time.perf_counter(), time.process_time()
+            way()
+            if repeat >= 2:  # the first two warm up
+                wall[name].append((time.perf_counter() - begun) * 1e3)
+                cpu[name].append((time.process_time() - used) * 1e3)
+    p50 = {name: statistics.median(times) for name, times in wall.items()}
+    return {
+        "candidates": COST_CANDIDATES,
+        "repeats": COST_REPEATS,
+        "p50_ms": p50,
+        "cpu_ms": {name: statistics.median(times) for name, times in cpu.items()},
+        "p50_ratio": p50["hap"] / p50["expressive_all"],
+    }
+
+
+class _Serving(nn.Module):
+    """A model whose forward is its score_request."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, user_ids: Tensor, user_dense: Tensor, hist_ids: Tensor, hist_dense: Tensor, cand_ids: Tensor, cand_dense: Tensor
+    ) -> Tensor:
+        logit: Tensor = self.model.score_request(user_ids, user_dense, hist_ids, hist_dense, cand_ids, cand_dense)  # type: ignore[operator]
+        return logit
+
+
+def _answered(models: Mapping[str, nn.Module], params: Params, name: str, request: RequestTensors, k: int | None) -> Golden:
+    light = _logits(models["light"], request)
+    index = hard_select(light, routed_count(params.route, request.candidates, k))
+    routed = request.with_candidates(request.cand_ids[index], request.cand_dense[index])
+    score, is_routed = merge(light, index, _logits(models["expressive"], routed))
+    return Golden(name, request, k, score, is_routed, light)
+
+
+def _logits(model: nn.Module, request: RequestTensors) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logit = model.score_request(*(torch.from_numpy(array) for array in request.arrays().values()))  # type: ignore[operator]
+    return np.asarray(logit.numpy(), np.float32)
+
+
+def _distinct(request: RequestTensors, candidates: int, item: int) -> RequestTensors:
+    """N candidates made from the request's own: copies get item ids of their own, so that scores do not tie."""
+    grown = request.repeated(candidates)
+    ids = grown.cand_ids.copy()
+    ids[:, item] += np.arange(candidates) // request.candidates * 1_000_000_007
+    return grown.with_candidates(ids, grown.cand_dense)
+
+
+def _named(core: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """The core with an output of another name, and N as the name of its free dimension."""
+    model = onnx.ModelProto()
+    model.CopyFrom(core)
+    for node in model.graph.node:
+        for place, name in enumerate(node.output):
+            if name == graphs.LOGIT:
+                node.output[place] = output
+        for place, name in enumerate(node.input):
+            if name == graphs.LOGIT:
+                node.input[place] = output
+    model.graph.output[0].name = output
+    onnx.checker.check_model(model)
+    return model
+
+
+def _try(folder: Path) -> None:
+    """Run every graph on every golden request in a process of its own: a bad graph can take its process down (SIGFPE at N = 0)."""
+    done = subprocess.run([sys.executable, "-m", trial.__name__, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stdout.strip().splitlines() or ["the first graph"])[-1]
+        why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HapError(f"an exported graph fails at {last}: {why}")
+
+
+def sampled_requests(ws: Workspace, run: Run, limit: int) -> Iterator[RequestTensors]:
+    """Up to `limit` requests with candidates from the window's samples: held-out ones, then trained-on ones where those are too few."""
+    files = window_files(ws, run.window)
+    pools = itertools.chain.from_iterable(Feed(files, run.params, heldout=heldout).pools() for heldout in (True, False))
+    found = (request for pool in pools for request in _requests_of(pool) if request.candidates)
+    return itertools.islice(found, limit)
+
+
+def _requests_of(pool: Pool) -> Iterator[RequestTensors]:
+    for row, (start, stop) in enumerate(itertools.pairwise(pool.offsets.tolist())):
+        yield RequestTensors(
+            pool.user_ids[row],
+            pool.user_dense[row],
+            pool.hist_ids[row],
+            pool.hist_dense[row],
+            pool.cand_ids[start:stop],
+            pool.cand_dense[start:stop],
+        )
+
+
+def main() -> int:
+    """The DVC stage `export`: reads run.yaml, the window's samples and models/, writes bundle/."""
+    try:
+        ws = find_workspace(None)
+        run = read_run(ws)
+        torch.set_num_threads(run.params.train.threads)
+        models = {name: load_model(ws.models / name, run.params) for name in MODELS}
+        # Only what this stage depends on: the judging day is the version's, not the bundle's.
+        info: dict[str, Any] = {"window": list(run.window), "seed": run.params.seed, "hap_digest": run.hap_digest}
+        info["expressive_kinds"] = list(run.params.expressive.kinds())
+        requests = list(sampled_requests(ws, run, REAL_REQUESTS))
+        export(models, run.params, requests, ws.bundle, info, lambda line: print(line, file=sys.stderr, flush=True))
+    except HapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

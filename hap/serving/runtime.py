@@ -1,0 +1,385 @@
+"""`hapctl serve` and `hapctl stop`: one embedded Triton server per workspace, and the watch that keeps it answering.
+
+Triton never restarts a python stub that died and still calls itself ready, so only a real inference shows health:
+the watch sends one each second and restarts the server when it fails.
+
+Files in .hap/: server.json (who serves, where), serve.lock (one supervisor), serve.log (its lines), triton.log (the server's).
+"""
+
+import contextlib
+import datetime as dt
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import orjson
+import psutil
+from filelock import FileLock, Timeout
+
+from hap import durable
+from hap.errors import Busy, DataError, HapError, ServingError
+from hap.params import Params, Serving
+from hap.serving import repository, server
+from hap.serving.bundle import Golden, read_golden
+from hap.serving.client import HapClient, NoChampion, Unavailable
+from hap.serving.install import check_platform, require_runtime
+from hap.workspace import Workspace
+
+READY_S = 60.0  # a start that takes longer has failed; 3-6 s is usual
+MISSES = 2  # canaries in a row that may fail before the server is restarted; a dead server or stub is restarted at once
+WORST_BACKOFF_S = 30.0
+MAX_DIFFERENCE = 1e-3  # of a canary's score from the golden one
+_CLOCK_SLACK_S = 1.0  # psutil's start times are rounded
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What .hap/server.json says; `pid` is the supervisor's, and it was alive when this was read."""
+
+    pid: int
+    pid_started: float
+    server_pid: int
+    server_started: float
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    started: str
+    restarts: int
+    champion: int | None
+    ready: bool
+    problem: str | None
+    shm_prefix: str
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port for HapClient."""
+        return f"{self.host}:{self.grpc_port}"
+
+
+def server_state(ws: Workspace) -> ServerState | None:
+    """The running server of the workspace, or None."""
+    state = _read_state(ws)
+    return state if state and _is_alive(state.pid, state.pid_started) else None
+
+
+def require_server(ws: Workspace) -> ServerState:
+    """The running server of the workspace.
+
+    Raises:
+        ServingError: none runs, or it is still starting.
+    """
+    state = server_state(ws)
+    if state is None:
+        raise ServingError(f"no server runs for {ws.root}; start one with `hapctl serve --detach`")
+    if not state.ready:
+        raise ServingError(f"the server of {ws.root} (pid {state.pid}) is starting; try again in a few seconds")
+    return state
+
+
+def start(ws: Workspace, params: Params, detach: bool) -> ServerState | None:
+    """Start the server: in this process until it is stopped, or detached; then the state of the ready server is returned.
+
+    Raises:
+        ServingError: Triton is not installed, or the server did not come up; its last words are repeated.
+        Busy: a server runs for this workspace already, or a port is taken.
+    """
+    if not detach:
+        serve(ws, params.serving, log=_print)
+        return None
+    _check(ws, params.serving)
+    ws.state.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "hap.serving.runtime", str(ws.root), params.serving.model_dump_json()]
+    with open(ws.state / "serve.log", "ab") as log:
+        begun = log.tell()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    up = server.wait_for(lambda: child.poll() is not None or ((state := server_state(ws)) is not None and state.ready), READY_S)
+    state = server_state(ws)
+    if not up or state is None or child.poll() is not None:
+        words = (ws.state / "serve.log").read_bytes()[begun:].decode(errors="replace").strip().splitlines()
+        stop(ws)
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        raise ServingError(words[-1].split("error: ")[-1] if words else f"the server did not start; see {ws.state / 'triton.log'}")
+    threading.Thread(target=child.wait, daemon=True).start()  # reaps it, should it end before this process does
+    return state
+
+
+def stop(ws: Workspace) -> bool:
+    """Stop the workspace's server and leave nothing of it running; returns whether one ran."""
+    state = _read_state(ws)
+    if state is None:
+        return False
+    ran = False
+    if _is_alive(state.pid, state.pid_started):
+        ran = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, signal.SIGTERM)
+        if not server.wait_for(lambda: not _is_alive(state.pid, state.pid_started), server.EXIT_TIMEOUT_S + 10):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGKILL)
+    return _end_leftovers(ws) or ran
+
+
+def serve(ws: Workspace, settings: Serving, log: Log) -> None:
+    """Run and watch the server until SIGTERM or SIGINT; must be called in the main thread.
+
+    Raises:
+        ServingError: Triton is not installed, or the server does not come up.
+        Busy: a server runs for this workspace already, or a port is taken.
+    """
+    ws.state.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(ws.state / "serve.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _already(ws) from None
+    ended = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _check(ws, settings)
+        _Watch(ws, settings, log, ended).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        lock.release()
+
+
+class _Watch:
+    """The supervisor's loop, with the server it owns."""
+
+    def __init__(self, ws: Workspace, settings: Serving, log: Log, ended: threading.Event) -> None:
+        self.ws, self.settings, self.log, self.ended = ws, settings, log, ended
+        self.prefix = require_runtime()
+        self.restarts = 0
+        self.process: subprocess.Popen[bytes]
+        self.shm_prefix = f"hap_{os.getpid()}_"
+        self.canary = Canary(ws.triton, f"{settings.host}:{settings.grpc_port}", settings.deadline_s)
+
+    def run(self) -> None:
+        words = self.ws.state / "triton.log"
+        if words.exists():
+            os.replace(words, words.with_suffix(".log.1"))
+        try:
+            self._start()
+            self._watch()
+        finally:
+            self.canary.close()
+            if hasattr(self, "process"):
+                server.end(self.process, self.shm_prefix, drain=True)
+            (self.ws.state / "server.json").unlink(missing_ok=True)
+        self.log("server stopped")
+
+    def _start(self) -> None:
+        """Start the server with what is pinned, wait for it, and publish its state.
+
+        Raises:
+            ServingError: it ended, or did not come up in time.
+        """
+        champion, begun = repository.pinned(self.ws.triton), time.monotonic()
+        self.ws.triton.mkdir(exist_ok=True)
+        words = self.ws.state / "triton.log"
+        load = [] if champion is None else list(repository.ENSEMBLES)
+        self.process = server.spawn(self.prefix, self.ws.triton, self.settings, words, self.shm_prefix, load)
+        self._publish(champion, ready=False)
+        up = server.wait_for(lambda: self.ended.is_set() or self.process.poll() is not None or self.canary.client.live(), READY_S)
+        if self.ended.is_set():
+            return
+        if not up or self.process.poll() is not None:
+            raise ServingError(f"tritonserver did not come up: {_last_error(words)}; its log is {words}")
+        problem = None
+        if champion is not None and not self.canary.client.ready("hap"):
+            problem = f"v{champion} did not load: {_last_error(words)}"
+            self.log(f"{problem}; the server is up without a champion, `hapctl promote` or `hapctl rollback` mends it")
+        self.canary.begin(champion if problem is None else None)
+        self._publish(champion if problem is None else None, ready=True, problem=problem)
+        what = "no champion yet" if champion is None else f"champion v{champion}"
+        self.log(f"server ready on {self.settings.host}:{self.settings.grpc_port} (gRPC), {what}, {time.monotonic() - begun:.1f} s")
+
+    def _watch(self) -> None:
+        misses, failed_starts = 0, 0
+        while not self.ended.wait(self.settings.canary_s):
+            fault: str | None
+            if (code := self.process.poll()) is not None:
+                fault, misses = f"the server ended with code {code}", MISSES
+            else:
+                fault, at_once = self.canary.fault()
+                if fault is None:
+                    misses = failed_starts = 0
+                    continue
+                misses = MISSES if at_once else misses + 1
+                self.log(f"canary: {fault}")
+            if misses < MISSES:
+                continue
+            self.log(f"restarting the server: {fault}")
+            server.end(self.process, self.shm_prefix, drain=False)
+            if failed_starts and self.ended.wait(min(2.0**failed_starts, WORST_BACKOFF_S)):
+                return
+            self.restarts, failed_starts, misses = self.restarts + 1, failed_starts + 1, 0
+            try:
+                self._start()
+            except ServingError as error:
+                self.log(str(error))
+
+    def _publish(self, champion: int | None, ready: bool, problem: str | None = None) -> None:
+        own, child = psutil.Process(), _process_started(self.process.pid)
+        state = ServerState(
+            pid=own.pid,
+            pid_started=own.create_time(),
+            server_pid=self.process.pid,
+            server_started=child,
+            host=self.settings.host,
+            http_port=self.settings.http_port,
+            grpc_port=self.settings.grpc_port,
+            metrics_port=self.settings.metrics_port,
+            started=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            restarts=self.restarts,
+            champion=champion,
+            ready=ready,
+            problem=problem,
+            shm_prefix=self.shm_prefix,
+        )
+        durable.write_json(self.ws.state / "server.json", asdict(state))
+
+
+class Canary:
+    """A golden request of the champion, sent to the running server."""
+
+    def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
+        self.repo = repo
+        self.client = HapClient(grpc_url, deadline_s)
+        self._golden: dict[int, Golden] = {}
+        self._seen = False
+
+    def begin(self, champion: int | None) -> None:
+        """A server was started; with a champion loaded, its absence is a fault."""
+        self._seen = champion is not None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+    def fault(self) -> tuple[str | None, bool]:
+        """What is wrong with the server, or None; and whether only a restart can mend it."""
+        try:
+            version = repository.pinned(self.repo)
+            if version is None:
+                return (None, False) if self.client.live() else ("the server does not answer", False)
+            golden = self._of(version)
+            scored = self.client.score(golden.tensors, golden.k, model="hap")
+        except NoChampion as error:  # pinned, and about to be loaded by a promotion
+            return (str(error), False) if self._seen else (None, False)
+        except Unavailable as error:
+            return str(error), False
+        except DataError as error:
+            return str(error), False
+        except ServingError as error:
+            return str(error), "stub" in str(error).lower()
+        self._seen = True
+        if scored.served_by != version:  # between two pins
+            return None, False
+        difference = float(np.abs(scored.score - golden.score).max())
+        if not difference <= MAX_DIFFERENCE:
+            return f"v{version} answers a golden request {difference:.2g} away from its score", False
+        return None, False
+
+    def _of(self, version: int) -> Golden:
+        if version not in self._golden:
+            self._golden = {version: read_golden(repository.canary_file(self.repo, version))[0]}
+        return self._golden[version]
+
+
+def _check(ws: Workspace, settings: Serving) -> None:
+    """Everything that can be known before a process is started."""
+    check_platform()
+    require_runtime()
+    if server_state(ws) is not None:
+        raise _already(ws)
+    if _read_state(ws) is not None:  # of a killed supervisor, whose server may hold the ports
+        _end_leftovers(ws)
+        server.wait_for_ports(settings, 5.0)
+    server.check_ports(settings)
+
+
+def _already(ws: Workspace) -> Busy:
+    state = _read_state(ws)
+    who = f"pid {state.pid}, gRPC on {state.grpc_url}" if state else "still starting"
+    return Busy(f"a server already runs for {ws.root} ({who}); end it with `hapctl stop`")
+
+
+def _end_leftovers(ws: Workspace) -> bool:
+    """End a server whose supervisor was killed; returns whether there was one."""
+    state = _read_state(ws)
+    if state is None:
+        return False
+    found = False
+    # The pid may be somebody else's by now: its start time tells. Stubs of a dead server are in its group and have no other.
+    if _is_alive(state.server_pid, state.server_started) or (not psutil.pid_exists(state.server_pid) and state.server_pid > 1):
+        found = _is_alive(state.server_pid, state.server_started)
+        server.kill_group(state.server_pid)
+    server.free_shared_memory(state.shm_prefix)
+    (ws.state / "server.json").unlink(missing_ok=True)
+    return found
+
+
+def _read_state(ws: Workspace) -> ServerState | None:
+    try:
+        return ServerState(**orjson.loads((ws.state / "server.json").read_bytes()))
+    except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
+        return None
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    """Whether the very process that started then still runs."""
+    try:
+        process = psutil.Process(pid)
+        return bool(abs(process.create_time() - started) < _CLOCK_SLACK_S and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _process_started(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _last_error(words: Path) -> str:
+    """The last error line of Triton's log, without its prefix."""
+    lines = words.read_text(errors="replace").splitlines() if words.exists() else []
+    errors = [line for line in lines if line[:1] == "E" and "] " in line]
+    return errors[-1].split("] ", 1)[1].strip('"') if errors else (lines[-1] if lines else "it said nothing")
+
+
+def _print(line: str) -> None:
+    print(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {line}", file=sys.stderr, flush=True)
+
+
+def main(words: list[str]) -> int:
+    """The detached supervisor: ROOT and the serving parameters as JSON."""
+    try:
+        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), log=_print)
+    except HapError as error:
+        _print(f"error: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""Samples to batches: Arrow list columns become jagged tensors without a Python object per sample.
+
+The order of an epoch is a pure function of (seed, epoch): row groups are shuffled, read a pool at a
+time, and the requests of a pool are shuffled. Memory holds one pool, whatever the number of days.
+"""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from hap.errors import DataError
+from hap.models.batch import Batch
+from hap.params import KINDS, Feature, Features, Params
+from hap.samples import partitions
+from hap.samples.order_key import in_share
+from hap.workspace import Workspace
+
+POOL_ROW_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Requests in memory, R of them with N candidates in all; `offsets` I64[R + 1] bounds each request's candidates."""
+
+    request_id: NDArray[np.int64]
+    user_ids: NDArray[np.int64]  # [R, U]
+    user_dense: NDArray[np.float32]  # [R, u]
+    hist_ids: NDArray[np.int64]  # [R, L, H]
+    hist_dense: NDArray[np.float32]  # [R, L, h]
+    cand_ids: NDArray[np.int64]  # [N, I]
+    cand_dense: NDArray[np.float32]  # [N, d]
+    kind: NDArray[np.int8]  # [N]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.request_id)
+
+    def batch(self, chosen: NDArray[np.int64]) -> Batch:
+        """The chosen requests, in that order, as tensors."""
+        starts, counts = self.offsets[chosen], np.diff(self.offsets)[chosen]
+        request = np.repeat(np.arange(len(chosen)), counts)
+        ends = np.cumsum(counts)
+        rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+        arrays = (
+            self.user_ids[chosen], self.user_dense[chosen], self.hist_ids[chosen], self.hist_dense[chosen],
+            self.cand_ids[rows], self.cand_dense[rows], request, self.kind[rows],
+        )  # fmt: skip
+        return Batch(*[torch.from_numpy(array) for array in arrays])
+
+    def request(self, place: int) -> dict[str, NDArray[Any]]:
+        """One request's tensors by their serving names."""
+        rows = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
+        names = ("user_ids", "user_dense", "hist_ids", "hist_dense")
+        return {name: getattr(self, name)[place] for name in names} | {"cand_ids": self.cand_ids[rows], "cand_dense": self.cand_dense[rows]}
+
+    def keep(self, requests: NDArray[np.bool_], kinds: Sequence[str] = KINDS) -> "Pool":
+        """The marked requests, with candidates of the given kinds only."""
+        counts = np.diff(self.offsets)
+        wanted = np.isin(self.kind, [KINDS.index(name) for name in kinds]) & np.repeat(requests, counts)
+        running = np.concatenate([[0], np.cumsum(wanted)])
+        bounds = running[self.offsets]
+        return Pool(
+            self.request_id[requests], self.user_ids[requests], self.user_dense[requests],
+            self.hist_ids[requests], self.hist_dense[requests],
+            self.cand_ids[wanted], self.cand_dense[wanted], self.kind[wanted],
+            np.concatenate([[0], np.cumsum(np.diff(bounds)[requests])]),
+        )  # fmt: skip
+
+
+def read_pool(table: pa.Table, features: Features) -> Pool:
+    """Rows of a samples file as arrays; absent ids become 0, absent dense values the feature's `missing`."""
+    table = table.combine_chunks()
+    kind, offsets = _flat(table["cand_kind"])
+    hist_rows, hist_present = _history_index(table, features)
+    rows = table.num_rows
+
+    def request_level(declared: Sequence[Feature], dtype: Any) -> NDArray[Any]:
+        return _stack([_filled(table[feature.name], feature) for feature in declared], (rows,), dtype)
+
+    def candidates(declared: Sequence[Feature], dtype: Any) -> NDArray[Any]:
+        return _stack([_filled(_values(table[f"cand_{feature.name}"]), feature) for feature in declared], (len(kind),), dtype)
+
+    def history(declared: Sequence[Feature], dtype: Any) -> NDArray[Any]:
+        columns = []
+        for feature in declared:
+            flat = _filled(_values(table[f"hist_{feature.name}"]), feature)
+            flat = np.concatenate([flat, np.zeros(1, flat.dtype)])  # hist_rows of padding point at this last one
+            columns.append(np.where(hist_present, flat[hist_rows], 0))
+        return _stack(columns, hist_rows.shape, dtype)
+
+    return Pool(
+        request_id=table["request_id"].to_numpy(),
+        user_ids=request_level(features.ids("user"), np.int64),
+        user_dense=request_level(features.dense("user"), np.float32),
+        hist_ids=history(features.ids("history"), np.int64),
+        hist_dense=history(features.dense("history"), np.float32),
+        cand_ids=candidates(features.ids("item"), np.int64),
+        cand_dense=candidates(features.dense("item"), np.float32),
+        kind=kind.to_numpy(zero_copy_only=False).astype(np.int8),
+        offsets=offsets,
+    )
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+    """A list column's values and offsets starting at 0; a null list counts as empty."""
+    lists = column.combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return lists.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _values(column: pa.ChunkedArray) -> pa.Array:
+    return _flat(column)[0]
+
+
+def _filled(values: Any, feature: Feature) -> NDArray[Any]:
+    if feature.type == "dense":
+        array = np.asarray(pc.fill_null(values.cast(pa.float32()), feature.missing).to_numpy(zero_copy_only=False))
+        return np.where(np.isnan(array), np.float32(feature.missing), array)
+    return np.asarray(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False))
+
+
+def _stack(columns: list[NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    if not columns:
+        return np.zeros((*shape, 0), dtype)
+    return np.ascontiguousarray(np.stack(columns, axis=-1).astype(dtype, copy=False))
+
+
+def _history_index(table: pa.Table, features: Features) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For [R, L]: the flat row of each of the last L events, left-padded, and whether it is real."""
+    length = features.history_length
+    if not features.history:
+        return np.zeros((table.num_rows, length), np.int64), np.zeros((table.num_rows, length), bool)
+    values, offsets = _flat(table[f"hist_{features.history[0].name}"])
+    back = np.arange(length, 0, -1)
+    rows = offsets[1:, None] - back[None, :]
+    present = rows >= offsets[:-1, None]
+    return np.where(present, rows, len(values)), present
+
+
+class Feed:
+    """The training part, or the held-out part, of a window's samples."""
+
+    def __init__(self, files: Sequence[Path], params: Params, *, heldout: bool, kinds: Sequence[str] = KINDS) -> None:
+        self.files = [pq.ParquetFile(path) for path in files]
+        self.units = [(place, group) for place, file in enumerate(self.files) for group in range(file.num_row_groups)]
+        self.params, self.heldout, self.kinds = params, heldout, tuple(kinds)
+        self.columns = sample_columns(params.features)
+
+    def pools(self, order: Sequence[int] | None = None) -> Iterator[Pool]:
+        """This part's requests, a pool of row groups at a time, in the given order of units."""
+        order = range(len(self.units)) if order is None else order
+        for start in range(0, len(order), POOL_ROW_GROUPS):
+            units = [self.units[place] for place in order[start : start + POOL_ROW_GROUPS]]
+            tables = [self.files[file].read_row_group(group, columns=self.columns) for file, group in units]
+            pool = read_pool(pa.concat_tables(tables), self.params.features)
+            out = is_heldout(pool.request_id, self.params)
+            yield pool.keep(out if self.heldout else ~out, self.kinds)
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """Shuffled batches of whole requests; the order depends on (seed, epoch) alone."""
+        random = np.random.default_rng([seed, epoch])
+        for pool in self.pools(random.permutation(len(self.units)).tolist()):
+            order = random.permutation(len(pool))
+            for start in range(0, len(order), self.params.train.batch_requests):
+                yield pool.batch(order[start : start + self.params.train.batch_requests])
+
+    def requests(self) -> int:
+        """Requests of this part."""
+        return sum(
+            int((is_heldout(ids, self.params) == self.heldout).sum())
+            for file in self.files
+            for ids in [file.read(columns=["request_id"])["request_id"].to_numpy()]
+        )
+
+
+def is_heldout(request_ids: NDArray[np.int64], params: Params) -> NDArray[np.bool_]:
+    """The fixed share of requests that stops training and is never trained on, by the portable hash."""
+    return np.asarray(in_share(request_ids, f"{params.seed}|heldout", params.train.heldout_share))
+
+
+def sample_columns(features: Features) -> list[str]:
+    """The columns of a samples file that a model with these features reads."""
+    return [
+        "request_id",
+        "cand_kind",
+        *[feature.name for feature in features.user + features.context],
+        *[f"hist_{feature.name}" for feature in features.history],
+        *[f"cand_{feature.name}" for feature in features.item],
+    ]
+
+
+def heldout_pool(ws: Workspace, window: Sequence[str], params: Params) -> Pool:
+    """The held-out requests of the window's first pool that has any; an empty pool where none has."""
+    found = None
+    for found in Feed(window_files(ws, window), params, heldout=True).pools():
+        if len(found):
+            break
+    if found is None:
+        raise DataError(f"the window {', '.join(window)} has no samples")
+    return found
+
+
+def window_files(ws: Workspace, window: Sequence[str]) -> list[Path]:
+    """The sample files of the window's days.
+
+    Raises:
+        NotFound: a day was not collected.
+    """
+    return partitions.parquet_files(ws, [dt.date.fromisoformat(day) for day in window])

@@ -1,0 +1,103 @@
+"""Both models: one request scored alone equals the same request in a batch, and ids need no vocabulary."""
+
+import numpy as np
+import pytest
+import torch
+
+from hap.models.batch import Batch
+from hap.models.build import ARCHITECTURES, build_model, dense_parameters
+from hap.models.features import Columns, DenseScaler
+from hap.params import Feature, Params
+
+
+def random_batch(params: Params, candidates: list[int], seed: int = 0) -> Batch:
+    """A batch with that many candidates per request and histories of random length, also none."""
+    rng, features, requests = np.random.default_rng(seed), params.features, len(candidates)
+    length, total = features.history_length, sum(candidates)
+
+    def ids(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(1, 2**62, shape))
+
+    def dense(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+    hist_ids = ids(requests, length, len(features.ids("history")))
+    for request in range(requests):
+        hist_ids[request, : int(rng.integers(0, length + 1))] = 0
+    hist_ids[0] = 0
+    return Batch(
+        ids(requests, len(features.ids("user"))), dense(requests, len(features.dense("user"))),
+        hist_ids, dense(requests, length, len(features.dense("history"))),
+        ids(total, len(features.ids("item"))), dense(total, len(features.dense("item"))),
+        torch.from_numpy(np.repeat(np.arange(requests), candidates)), torch.zeros(total, dtype=torch.int8),
+    )  # fmt: skip
+
+
+def alone(model: torch.nn.Module, batch: Batch, request: int) -> torch.Tensor:
+    rows = batch.request == request
+    user = (batch.user_ids[request], batch.user_dense[request], batch.hist_ids[request], batch.hist_dense[request])
+    return model.score_request(*user, batch.cand_ids[rows], batch.cand_dense[rows])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("candidates", [[3, 1, 5], [1], [4, 0, 2], [2, 30, 7, 1]])
+def test_a_request_alone_scores_as_in_a_batch(name: str, candidates: list[int], small_params: Params) -> None:
+    torch.manual_seed(0)
+    model, batch = build_model(name, small_params).eval(), random_batch(small_params, candidates)
+    with torch.inference_mode():
+        together = model(batch)
+        for request, count in enumerate(candidates):
+            found = alone(model, batch, request)
+            assert found.shape == (count,)
+            assert torch.allclose(found, together[batch.request == request], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_candidates_give_no_scores(name: str, small_params: Params) -> None:
+    model, batch = build_model(name, small_params).eval(), random_batch(small_params, [0])
+    assert alone(model, batch, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_padding_holds_does_not_matter(name: str, small_params: Params) -> None:
+    model, batch = build_model(name, small_params).eval(), random_batch(small_params, [4, 4])
+    before = model(batch)
+    batch.hist_dense[(batch.hist_ids[..., 0] == 0)] = 1e6
+    assert torch.allclose(model(batch), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_reach_every_parameter(name: str, small_params: Params) -> None:
+    model = build_model(name, small_params)
+    model(random_batch(small_params, [5, 5, 5])).square().sum().backward()
+    missing = [key for key, value in model.named_parameters() if value.grad is None]
+    assert not missing
+
+
+def test_features_of_one_name_share_one_table(small_params: Params) -> None:
+    columns = Columns(small_params.features, 4)
+    assert sorted(columns.tables.tables) == ["age_band", "author_id", "content_type", "hour", "item_id", "user_id"]
+
+
+def test_id_zero_is_a_zero_vector_and_unseen_ids_have_one(small_params: Params) -> None:
+    tables = Columns(small_params.features, 4).tables
+    declared = small_params.features.ids("item")[:1]
+    assert tables(torch.tensor([[0]]), declared).abs().sum() == 0
+    assert tables(torch.tensor([[2**62 + 12345]]), declared).abs().sum() > 0
+
+
+def test_a_constant_column_stays_finite(small_params: Params) -> None:
+    scaler = DenseScaler([Feature(name="x", type="dense"), Feature(name="y", type="dense", scale="log")])
+    assert torch.isfinite(scaler(torch.tensor([[1e30, -5.0]]))).all()
+    columns = Columns(small_params.features, 4)
+    columns.set_scales({"user": (torch.ones(1), torch.zeros(1))})
+    assert columns.scalers["user"].deviation.tolist() == [1.0]
+
+
+def test_the_size_dial_sizes_the_model(small_params: Params) -> None:
+    sizes = []
+    for size in (16, 32, 64):
+        params = small_params.model_copy(update={"light": small_params.light.model_copy(update={"size": size})})
+        sizes.append(dense_parameters(build_model("light", params)))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 4 * sizes[0]

@@ -1,0 +1,278 @@
+import datetime as dt
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hap.errors import DataError, NotFound
+from hap.monitoring.drift import ColumnDrift, drift_report, judged_columns, report_drift, sample_frames
+from hap.params import Drift, Features, resolve
+from hap.workspace import Workspace
+
+DAYS = [dt.date(2026, 1, d) for d in (1, 2, 3, 4)]
+FEATURES = {
+    "user": [{"name": "user_id", "type": "id", "rows": 100}, {"name": "activity", "type": "dense"}],
+    "context": [{"name": "hour", "type": "category", "rows": 64}],
+    "item": [
+        {"name": "item_id", "type": "id", "rows": 100},
+        {"name": "price", "type": "dense"},
+        {"name": "order", "type": "category", "rows": 16},  # a word of SQL as a name
+    ],
+    "history": [{"name": "item_id", "type": "id", "rows": 100}],
+}
+PARAMS = resolve({"features": FEATURES}, "params.yaml")
+KINDS = np.array([0, 1, 1, 1, 2, 2, 3, 3, 4, 4], dtype=np.int8)
+
+
+def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(), drop=(), user=None):
+    """A closed day in which `price` scales every price, and `lost` columns are all null."""
+    rng = np.random.default_rng([seed, day.day])
+    count = requests * KINDS.size
+    ends = np.arange(requests + 1) * KINDS.size
+    users = rng.integers(1, 200, requests) if user is None else np.full(requests, user)
+    items = rng.integers(1, 400, count) + 40 * day.day
+    kinds = np.tile(KINDS, requests)
+    flat = {
+        "kind": kinds if click else np.where(kinds == 0, 1, kinds).astype(np.int8),
+        "item_id": items,
+        "price": (np.exp((items * 7919 % 1000) / 400) * price).astype(np.float32),
+        "order": items % 5 + 1,
+    }
+    lengths = rng.integers(0, 20, requests)
+    history = pa.array(rng.random(lengths.sum()).astype(np.float32))
+    columns = {
+        "request_id": np.arange(1, requests + 1) + day.day * 10**6,
+        "user_id": users,
+        "activity": (users * 31 % 97) / 97,
+        "hour": rng.integers(1, 25, requests),
+        "hist_age_hours": pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))), history),
+        **{f"cand_{name}": pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in flat.items()},
+    }
+    for name in lost:
+        empty = pa.nulls(count, pa.float32())
+        columns[name] = pa.ListArray.from_arrays(ends, empty) if name.startswith("cand_") else pa.nulls(requests, pa.float64())
+    folder = ws.samples / f"day={day}"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({name: values for name, values in columns.items() if name not in drop}), folder / "part-0.parquet")
+    manifest = {"id": "m", "day": str(day), "as_of": "", "parameters": {}, "requests": requests, "rows_by_kind": {}}
+    (folder / "manifest.json").write_bytes(orjson.dumps({**manifest, "rows_by_bucket": {}, "gn_shortfall": 0, "samples_hash": ""}))
+    (folder / "_SUCCESS").touch()
+
+
+def workspace(root, **last_day):
+    ws = Workspace(root)
+    for day in DAYS[:3]:
+        write_samples(ws, day)
+    write_samples(ws, DAYS[3], **last_day)
+    return ws
+
+
+def report(ws, params=PARAMS):
+    return report_drift(ws, params, DAYS[:3], DAYS[3])
+
+
+def compare(tmp_path, reference, current, settings=None):
+    return drift_report(
+        reference, current, Features.model_validate(FEATURES), settings or Drift(), tmp_path / "d.html", tmp_path / "d.json",
+        day=DAYS[3], reference_days=DAYS[:3],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    return report(workspace(tmp_path_factory.mktemp("quiet")))
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory):
+    return report(workspace(tmp_path_factory.mktemp("shifted"), price=3.0))
+
+
+def test_a_quiet_day_raises_no_alarm_and_is_written_whole(quiet):
+    assert quiet.drifted == () and quiet.exit_code == 0
+    written = orjson.loads(quiet.json.read_bytes())
+    assert (
+        written["schema"] == 1
+        and written["day"] == "2026-01-04"
+        and written["reference_days"] == ["2026-01-01", "2026-01-02", "2026-01-03"]
+    )
+    assert written == orjson.loads(orjson.dumps(quiet.to_json()))
+    assert set(written["columns"]["cand_price"]) >= {"method", "value", "threshold", "drifted", "reference_mean", "current_mean"}
+    assert sorted(path.name for path in quiet.html.parent.iterdir()) == ["drift-2026-01-04.html", "drift-2026-01-04.json"]
+
+
+def test_a_shifted_price_alarms_by_name_and_nothing_else_does(shifted):
+    assert shifted.drifted == ("cand_price",) and shifted.exit_code == 4
+    assert shifted.findings[0].startswith("cand_price: wasserstein ") and "its mean went from" in shifted.findings[0]
+
+
+def test_the_page_names_no_outside_resource(shifted):
+    page = shifted.html.read_text()
+    assert "cand_price" in page
+    assert not re.findall(r"<(?:script|img|iframe)[^>]+src=|<link[^>]+href=", page)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("chromium") is None and "CI" not in os.environ, reason="no chromium here: apt-get install chromium")
+def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(shifted, tmp_path):
+    log = tmp_path / "network.json"
+    words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
+    words += ["--virtual-time-budget=8000", "--dump-dom", shifted.html.as_uri()]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True).stdout
+    body = re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
+    assert "Drifted Columns" in body and "cand_price" in body
+    # What a page asks for carries its origin; the browser's own requests (all failing by the rule above) have none.
+    assert set(re.findall(r'"initiator":"([^"]*)"', log.read_text())) <= {"not an origin"}
+
+
+def test_a_click_outage_alarms(tmp_path):
+    result = report(workspace(tmp_path, click=False))
+    assert {"click_rate", "share_EP", "share_EN"} <= set(result.drifted)
+    assert result.columns["click_rate"].current_mean == 0.0
+
+
+def test_a_column_that_is_null_all_day_is_a_finding(tmp_path):
+    result = report(workspace(tmp_path, lost=["cand_price", "activity"]))
+    assert {"cand_price", "activity"} <= set(result.drifted[:4])
+    assert result.columns["activity"].note == "every value is missing on the day; the reference had values"
+    assert "cand_price_present" in result.drifted
+
+
+def test_a_column_that_is_gone_is_a_finding(tmp_path):
+    result = report(workspace(tmp_path, drop=["cand_price"]))
+    assert result.drifted[:1] == ("cand_price",) and result.columns["cand_price"].note == "the column is gone"
+
+
+def test_a_new_column_is_named_and_is_no_drift(tmp_path):
+    ws = Workspace(tmp_path)
+    for day in DAYS[:3]:
+        write_samples(ws, day, drop=["activity"])
+    write_samples(ws, DAYS[3])
+    result = report(ws)
+    assert "activity: the column is new, there is nothing to compare with" in result.findings
+    assert "activity" not in result.drifted
+
+
+def test_one_user_in_all_requests_alarms_by_concentration_not_by_value(tmp_path):
+    result = report(workspace(tmp_path, user=7))
+    assert "user_id_rank" in result.drifted and "user_id" not in result.columns
+
+
+def test_a_user_never_seen_before_alarms(tmp_path):
+    assert "user_id_seen" in report(workspace(tmp_path, user=10**12)).drifted
+
+
+def test_a_catalogue_that_turns_over_every_day_is_no_drift(tmp_path):
+    ws = workspace(tmp_path)
+    reference, current = sample_frames(ws, PARAMS, DAYS[:3], DAYS[3])
+    assert (reference["cand_item_id_seen"].dropna() == "new").any() and (current["cand_item_id_seen"].dropna() == "new").any()
+    assert not report(ws).columns["cand_item_id_seen"].drifted
+
+
+def test_one_reference_day_leaves_new_ids_unjudged(tmp_path):
+    result = report_drift(workspace(tmp_path), PARAMS, [DAYS[2]], DAYS[3])
+    assert result.columns["user_id_seen"].note == "no earlier day to look ids up in" and result.exit_code == 0
+
+
+def test_a_handful_of_requests_alarms_at_nothing_but_a_plain_change(tmp_path):
+    ws = Workspace(tmp_path)
+    for day in DAYS:
+        write_samples(ws, day, requests=8)
+    assert report(ws).drifted == ()
+
+
+def test_one_request_is_enough_to_run(tmp_path):
+    ws = Workspace(tmp_path)
+    for day in DAYS:
+        write_samples(ws, day, requests=1)
+    result = report(ws)
+    assert result.exit_code == 0
+    assert "activity: too few rows to compare: 3 in the reference, 1 on the day, 20 are needed" in result.findings
+
+
+def test_sampling_is_bounded_and_repeats_itself(tmp_path):
+    ws = workspace(tmp_path)
+    params = PARAMS.model_copy(update={"drift": Drift(max_rows=100)})
+    first, again = sample_frames(ws, params, DAYS[:3], DAYS[3]), sample_frames(ws, params, DAYS[:3], DAYS[3])
+    for one, other in zip(first, again, strict=True):
+        assert len(one) == 100
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_frames_hold_what_the_samples_hold(tmp_path):
+    ws = workspace(tmp_path)
+    _, current = sample_frames(ws, PARAMS, DAYS[:3], DAYS[3])
+    table = pq.read_table(ws.samples / f"day={DAYS[3]}" / "part-0.parquet")
+    assert current["activity"].mean() == pytest.approx(np.mean(table["activity"].to_numpy()))
+    lengths = [len(row) for row in table["hist_age_hours"].to_pylist()]
+    assert current["history_length"].mean() == pytest.approx(np.mean(lengths))
+    assert current["cand_price"].mean() == pytest.approx(np.mean(table["cand_price"].combine_chunks().flatten().to_numpy()))
+    assert current["click_rate"].dropna().unique().tolist() == [0.25]
+    assert current["share_RN"].dropna().unique().tolist() == [0.25]
+    assert current["GN_per_EP"].dropna().unique().tolist() == [2.0]
+    assert current["candidates"].dropna().unique().tolist() == [8.0]
+
+
+def test_a_day_that_was_not_collected_is_named(tmp_path):
+    with pytest.raises(NotFound, match="2026-01-05 has no samples"):
+        report_drift(workspace(tmp_path), PARAMS, DAYS[:3], dt.date(2026, 1, 5))
+
+
+@pytest.mark.parametrize("reference", [[], DAYS])
+def test_a_reference_without_days_or_with_the_day_itself_is_refused(tmp_path, reference):
+    with pytest.raises(DataError, match="needs reference days other than itself"):
+        sample_frames(Workspace(tmp_path), PARAMS, reference, DAYS[3])
+
+
+def test_constant_and_empty_columns_are_findings(tmp_path):
+    fixed = pd.DataFrame({"activity": np.ones(500), "hour": ["3"] * 500, "click_rate": [np.nan] * 500})
+    result = compare(tmp_path, fixed, fixed.copy())
+    assert result.drifted == ()
+    assert result.columns["activity"].note == "constant in the reference"
+    assert result.columns["click_rate"].note == "every value is missing, in the reference too"
+    moved = compare(tmp_path, fixed, fixed.assign(activity=2.0, hour="4"))
+    assert set(moved.drifted) == {"activity", "hour"}
+
+
+def test_infinite_values_and_other_types_do_not_crash(tmp_path):
+    left = pd.DataFrame({"activity": [1.0, np.inf, 2.0] * 100, "hour": [1, 2, 3] * 100})
+    right = pd.DataFrame({"activity": ["1", "x", "2"] * 100, "hour": ["1", "2", "3"] * 100})
+    assert compare(tmp_path, left, right).drifted == ()
+
+
+def test_frames_without_a_judged_column_give_an_empty_report(tmp_path):
+    result = compare(tmp_path, pd.DataFrame({"other": [1]}), pd.DataFrame({"other": [2]}))
+    assert result.columns == {} and result.exit_code == 0 and "No column could be compared" in result.html.read_text()
+
+
+def test_many_categories_are_compared_by_the_frequent_ones(tmp_path):
+    rng = np.random.default_rng(1)
+    left, right = (pd.DataFrame({"hour": rng.integers(1, 5000, 3000).astype(str)}) for _ in range(2))
+    assert compare(tmp_path, left, right).drifted == ()
+    assert compare(tmp_path, left, right.assign(hour="77")).drifted == ("hour",)
+
+
+@pytest.mark.parametrize("settings", [Drift(numeric_method="psi", categorical_method="psi"), Drift(numeric_method="psi")])
+def test_the_configured_method_and_threshold_are_used(tmp_path, settings):
+    rng = np.random.default_rng(2)
+    left, right = (pd.DataFrame({"activity": rng.normal(shift, 1, 4000)}) for shift in (0.0, 1.5))
+    result = compare(tmp_path, left, right, settings)
+    column = result.columns["activity"]
+    assert isinstance(column, ColumnDrift) and column.method == "psi" and column.drifted
+    assert compare(tmp_path, left, right, settings.model_copy(update={"numeric_threshold": 50.0})).drifted == ()
+
+
+def test_names_of_judged_columns_are_unique():
+    names = [column.name for column in judged_columns(PARAMS.features)]
+    assert len(set(names)) == len(names)
+    clash = {**FEATURES, "context": [{"name": "click_rate", "type": "dense"}]}
+    names = [column.name for column in judged_columns(Features.model_validate(clash))]
+    assert names.count("click_rate") == 1

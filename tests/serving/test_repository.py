@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+
+from hap.errors import DataError, NotFound
+from hap.serving import repository
+from hap.serving.bundle import Bundle
+
+
+def test_a_rendered_and_pinned_version_passes_its_check(repo: Path) -> None:
+    assert repository.rendered(repo) == [1, 2]
+    assert (repository.pinned(repo), repository.loaded(repo)) == (1, [1, 2])
+    repository.check(repo, 1)
+    repository.check(repo, 2)
+
+
+def test_an_empty_repository_has_nothing(tmp_path: Path) -> None:
+    assert (repository.rendered(tmp_path), repository.pinned(tmp_path), repository.loaded(tmp_path)) == ([], None, [])
+
+
+def test_both_ensembles_move_together_and_carry_the_versions_number(repo: Path) -> None:
+    repository.pin(repo, 2, [1, 2])
+    for name in repository.ENSEMBLES:
+        config = repository.parse_config(repo / name / "config.pbtxt")
+        assert list(config.version_policy.specific.versions) == [2]
+        assert {step.model_version for step in config.ensemble_scheduling.step} == {2}
+
+
+def test_a_switch_leaves_the_members_configs_untouched(repo: Path) -> None:
+    before = (repo / "light/config.pbtxt").stat().st_mtime_ns
+    repository.pin(repo, 2, [1, 2])
+    assert (repo / "light/config.pbtxt").stat().st_mtime_ns == before
+
+
+def test_without_a_champion_there_is_no_ensemble(repo: Path) -> None:
+    repository.pin(repo, None, [1])
+    assert repository.pinned(repo) is None
+    assert repository.loaded(repo) == [1]
+
+
+def test_a_champion_must_be_rendered_and_loaded(repo: Path) -> None:
+    with pytest.raises(NotFound, match="v7 is not rendered"):
+        repository.pin(repo, 7, [7])
+    with pytest.raises(DataError, match="must be among the loaded"):
+        repository.pin(repo, 2, [1])
+    assert repository.pinned(repo) == 1
+
+
+def test_rendering_again_changes_nothing_and_another_bundle_is_refused(repo: Path, bundles: dict[int, Bundle]) -> None:
+    before = (repo / "light/1/model.onnx").stat().st_mtime_ns
+    repository.render(bundles[1], 1, repo)
+    assert (repo / "light/1/model.onnx").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="another bundle"):
+        repository.render(bundles[2], 1, repo)
+
+
+def test_a_half_rendered_version_does_not_count_and_is_finished(repo: Path, bundles: dict[int, Bundle]) -> None:
+    (repo / "hap/2/schema.json").unlink()
+    for part in (repo / "hap/2").iterdir():
+        part.unlink()
+    (repo / "hap/2").rmdir()
+    assert repository.rendered(repo) == [1]
+    repository.render(bundles[2], 2, repo)
+    assert repository.rendered(repo) == [1, 2]
+
+
+def test_only_a_version_that_is_not_loaded_can_be_removed(repo: Path) -> None:
+    with pytest.raises(DataError, match="v2 is loaded"):
+        repository.remove(repo, 2)
+    repository.pin(repo, 1, [1])
+    repository.remove(repo, 2)
+    assert repository.rendered(repo) == [1]
+    assert not (repo / "light/2").exists()
+
+
+def test_the_same_template_renders_for_the_official_container(tmp_path: Path, bundles: dict[int, Bundle]) -> None:
+    repository.render(bundles[1], 1, tmp_path, backend="onnxruntime")
+    repository.pin(tmp_path, 1, [1])
+    repository.check(tmp_path, 1)
+    assert repository.parse_config(tmp_path / "light/config.pbtxt").platform == "onnxruntime_onnx"
+    assert not (tmp_path / "light/1/model.py").exists()
+
+
+def corrupt_graph(repo: Path) -> None:
+    (repo / "expressive/2/model.onnx").write_bytes(b"not a graph")
+
+
+def missing_graph(repo: Path) -> None:
+    (repo / "light/2/model.onnx").unlink()
+
+
+def missing_runner(repo: Path) -> None:
+    (repo / "light/2/model.py").unlink()
+
+
+def swapped_graph(repo: Path) -> None:
+    (repo / "light/2/model.onnx").write_bytes((repo / "hard_select/2/model.onnx").read_bytes())
+
+
+def wrong_dtype(repo: Path) -> None:
+    config = repo / "light/config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16"))
+
+
+def wrong_shape(repo: Path) -> None:
+    config = repo / "hap/config.pbtxt"
+    config.write_text(config.read_text().replace("dims: [-1, -1]", "dims: [-1]", 1))
+
+
+def cut_wire(repo: Path) -> None:
+    config = repo / "hap/config.pbtxt"
+    config.write_text(config.read_text().replace('input_map { key: "hard_index" value: "hard_index" }', ""))
+
+
+def pin_not_loaded(repo: Path) -> None:
+    config = repo / "hap/config.pbtxt"
+    config.write_text(config.read_text().replace("model_version: 1", "model_version: 3"))
+
+
+def syntax_error(repo: Path) -> None:
+    (repo / "hap_all/config.pbtxt").write_text("name: {")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [corrupt_graph, missing_graph, missing_runner, swapped_graph, wrong_dtype, wrong_shape, cut_wire, pin_not_loaded, syntax_error],
+    ids=lambda function: function.__name__,
+)
+def test_what_would_take_a_server_down_is_found_without_one(repo: Path, spoil: object) -> None:
+    assert callable(spoil)
+    spoil(repo)
+    with pytest.raises(DataError) as refused:
+        repository.check(repo, 2)
+    assert "\n" not in str(refused.value)
+    assert str(repo) in str(refused.value)

@@ -1,0 +1,211 @@
+"""Against the real server: these tests start, break and switch it."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from hap.errors import Busy, DataError, ServingError
+from hap.serving import repository, runtime, server
+from hap.serving.bundle import GRAPHS, Bundle
+from hap.serving.client import DeadlineExceeded, HapClient, NoChampion
+from hap.workspace import Workspace
+from tests.serving.conftest import SHIFTS, Served, free_serving, params_with
+from tests.serving.handmade import expected, request_of
+
+pytestmark = pytest.mark.triton
+BACK_S = 30.0  # how long a broken server may take to answer again on a busy machine
+
+
+def group_of(server_pid: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == server_pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return found
+
+
+def stub_of(served: Served, member: str) -> psutil.Process:
+    state = runtime.require_server(served.ws)
+    return next(process for process in group_of(state.server_pid) if f"/{member}/1/" in " ".join(process.cmdline()))
+
+
+def answers(served: Served) -> bool:
+    try:
+        return served.client.score(request_of(20), model="hap").served_by == 1 and runtime.require_server(served.ws).ready
+    except ServingError:
+        return False
+
+
+@pytest.mark.parametrize("damage", ["stub killed", "stub hung", "server killed"])
+def test_a_broken_server_is_back_and_leaves_nothing_behind(served: Served, damage: str) -> None:
+    before = runtime.require_server(served.ws)
+    if damage == "server killed":
+        os.kill(before.server_pid, signal.SIGKILL)
+    else:
+        stub_of(served, "light").send_signal(signal.SIGKILL if damage == "stub killed" else signal.SIGSTOP)
+    assert server.wait_for(lambda: runtime.require_server(served.ws).restarts > before.restarts if _state_ready(served) else False, BACK_S)
+    assert server.wait_for(lambda: answers(served), BACK_S)
+    after = runtime.require_server(served.ws)
+    assert after.pid == before.pid
+    assert group_of(before.server_pid) == []
+    assert "restarting the server" in (served.ws.state / "serve.log").read_text()
+    stubs = sum("stub" in process.name() or "triton_python" in process.name() for process in group_of(after.server_pid))
+    assert len(list(Path("/dev/shm").glob(f"{after.shm_prefix}*"))) == stubs == 8
+
+
+def _state_ready(served: Served) -> bool:
+    state = runtime.server_state(served.ws)
+    return state is not None and state.ready
+
+
+def test_switching_under_load_drops_no_request_and_mixes_no_versions(served: Served) -> None:
+    request = request_of(200)
+    wanted = {version: expected(request, None, shift)[0] for version, shift in SHIFTS.items()}
+    ended, faults, by_version = threading.Event(), list[str](), dict.fromkeys(SHIFTS, 0)
+
+    def call() -> None:
+        with HapClient(served.client.url, deadline_s=10) as client:
+            while not ended.is_set():
+                try:
+                    scored = client.score(request, model="hap")
+                except ServingError as error:
+                    faults.append(str(error))
+                    continue
+                by_version[scored.served_by] += 1
+                if np.abs(scored.score - wanted[scored.served_by]).max() > 1e-4:
+                    faults.append(f"v{scored.served_by} gave another version's score")
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for version in (2, 1, 2, 1, 2, 1):
+        served.champion(version)
+        time.sleep(0.1)
+    ended.set()
+    for caller in callers:
+        caller.join()
+    assert faults == []
+    assert min(by_version.values()) > 0
+
+
+def test_a_corrupt_new_version_leaves_the_old_one_serving(served: Served, bundles: dict[int, Bundle]) -> None:
+    repo = served.ws.triton
+    repository.render(bundles[2], 3, repo)
+    graph = repo / "expressive" / "3" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:100])
+    try:
+        with pytest.raises(DataError, match="does not load"):
+            repository.check(repo, 3)
+        repository.pin(repo, 1, [1, 2, 3])
+        with pytest.raises(ServingError, match="version 3"):
+            served.client.load("expressive")
+        assert served.client.score(request_of(20), model="hap").served_by == 1
+    finally:
+        repository.pin(repo, 1, [1, 2])
+        for name in GRAPHS:
+            served.client.load(name)
+        repository.remove(repo, 3)
+    assert served.client.versions("expressive") == [1, 2]
+
+
+def test_a_second_server_for_the_workspace_is_refused(served: Served) -> None:
+    state = runtime.require_server(served.ws)
+    with pytest.raises(Busy, match=rf"pid {state.pid}.*hapctl stop"):
+        runtime.start(served.ws, served.params, detach=True)
+
+
+def test_every_address_is_loopback(served: Served) -> None:
+    state = runtime.require_server(served.ws)
+    listening = [
+        connection.laddr
+        for process in group_of(state.server_pid)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {address.port for address in listening} == {state.http_port, state.grpc_port, state.metrics_port}
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_an_empty_repository_serves_nobody_and_says_so(tmp_path: Path) -> None:
+    ws = Workspace(tmp_path)
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    assert state is not None and state.ready and state.champion is None
+    try:
+        with HapClient(state.grpc_url) as client, pytest.raises(NoChampion, match="hapctl promote"):
+            client.score(request_of(3))
+    finally:
+        assert runtime.stop(ws)
+    assert runtime.server_state(ws) is None
+    assert group_of(state.server_pid) == []
+    assert list(Path("/dev/shm").glob(f"{state.shm_prefix}*")) == []
+    assert not runtime.stop(ws)
+
+
+def test_a_champion_that_does_not_load_is_told_and_the_server_stays_up(tmp_path: Path, bundles: dict[int, Bundle]) -> None:
+    ws = Workspace(tmp_path)
+    repository.render(bundles[1], 1, ws.triton)
+    repository.pin(ws.triton, 1, [1])
+    (ws.triton / "light" / "1" / "model.onnx").write_bytes(b"no graph")
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    try:
+        assert state is not None and state.champion is None
+        assert state.problem is not None and state.problem.startswith("v1 did not load")
+    finally:
+        assert runtime.stop(ws)
+
+
+def test_a_killed_supervisor_is_cleaned_up_after_by_the_next_start(tmp_path: Path, bundles: dict[int, Bundle]) -> None:
+    ws, params = Workspace(tmp_path), params_with(free_serving())
+    repository.render(bundles[1], 1, ws.triton)
+    repository.pin(ws.triton, 1, [1])
+    first = runtime.start(ws, params, detach=True)
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    assert server.wait_for(lambda: runtime.server_state(ws) is None, 5)
+    second = runtime.start(ws, params, detach=True)
+    try:
+        assert second is not None and second.champion == 1
+        assert group_of(first.server_pid) == []
+        assert list(Path("/dev/shm").glob(f"{first.shm_prefix}*")) == []
+        os.kill(second.pid, signal.SIGKILL)
+    finally:
+        assert server.wait_for(lambda: runtime.server_state(ws) is None, 5)
+        runtime.stop(ws)
+    assert second is not None and group_of(second.server_pid) == []
+
+
+@pytest.mark.parametrize("key", ["http_port", "grpc_port", "metrics_port"])
+def test_a_taken_port_names_the_key_to_change(tmp_path: Path, key: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        taken = params_with(free_serving().model_copy(update={key: port}))
+        with pytest.raises(Busy, match=rf"port {port} .*pid {os.getpid()}.*serving\.{key}"):
+            runtime.start(Workspace(tmp_path), taken, detach=True)
+
+
+def test_a_hung_server_is_a_missed_deadline() -> None:
+    """A listener that accepts and never answers."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with HapClient(f"127.0.0.1:{silent.getsockname()[1]}", deadline_s=0.3) as client:
+            for call in _calls(client):
+                with pytest.raises(DeadlineExceeded, match="no answer within"):
+                    call()
+
+
+def _calls(client: HapClient) -> list[Callable[[], object]]:
+    return [lambda: client.score(request_of(3), model="hap"), client.schema, lambda: client.versions("hap")]

@@ -1,0 +1,74 @@
+"""The feed gives every request once, unchanged, in an order that depends on (seed, epoch) alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from hap.params import KINDS, Params
+from hap.training.feed import Feed, is_heldout, read_pool
+
+
+def rows(files: list[Path]) -> dict[int, dict]:
+    return {row["request_id"]: row for path in files for row in pq.read_table(path).to_pylist()}
+
+
+def test_a_pool_holds_what_the_file_says(sample_files: list[Path], default_params: Params) -> None:
+    features, pool = default_params.features, read_pool(pq.read_table(sample_files[0]), default_params.features)
+    logged = rows(sample_files)
+    length = features.history_length
+    for place, request in enumerate(pool.request_id.tolist()):
+        row = logged[request]
+        assert pool.user_ids[place].tolist() == [row[feature.name] for feature in features.ids("user")]
+        assert pool.user_dense[place].tolist() == np.float32([row[feature.name] for feature in features.dense("user")]).tolist()
+        items = row["hist_item_id"][-length:]
+        assert pool.hist_ids[place, :, 0].tolist() == [0] * (length - len(items)) + items
+        ages = row["hist_age_hours"][-length:]
+        assert pool.hist_dense[place, length - len(ages) :, 0].tolist() == np.float32(ages).tolist()
+        start, end = pool.offsets[place], pool.offsets[place + 1]
+        assert pool.kind[start:end].tolist() == row["cand_kind"]
+        for column, feature in enumerate(features.dense("item")):
+            assert pool.cand_dense[start:end, column].tolist() == np.float32(row[f"cand_{feature.name}"]).tolist()
+
+
+def test_training_and_heldout_parts_are_disjoint_and_complete(sample_files: list[Path], default_params: Params) -> None:
+    parts = [
+        {int(r) for pool in Feed(sample_files, default_params, heldout=side).pools() for r in pool.request_id} for side in (True, False)
+    ]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == set(rows(sample_files))
+    assert all(is_heldout(np.array(sorted(parts[0])), default_params))
+    assert 0 < len(parts[0]) < len(parts[1])
+
+
+def test_an_epoch_gives_every_request_once_and_its_order_repeats(sample_files: list[Path], default_params: Params) -> None:
+    params = default_params.model_copy(update={"train": default_params.train.model_copy(update={"batch_requests": 16})})
+    feed = Feed(sample_files, params, heldout=False)
+
+    def users(epoch: int) -> list[int]:
+        return [user for batch in feed.batches(7, epoch) for user in batch.user_ids[:, 0].tolist()]
+
+    assert users(1) == users(1)
+    assert users(1) != users(2)
+    assert sorted(users(1)) == sorted(users(2))
+    assert len(users(1)) == feed.requests()
+
+
+def test_a_batch_keeps_each_candidate_with_its_request(sample_files: list[Path], default_params: Params) -> None:
+    pool = read_pool(pq.read_table(sample_files[0]), default_params.features)
+    chosen = np.array([5, 2, 9])
+    batch = pool.batch(chosen)
+    for place, request in enumerate(chosen):
+        expected = pool.cand_ids[pool.offsets[request] : pool.offsets[request + 1]]
+        assert torch.equal(batch.cand_ids[batch.request == place], torch.from_numpy(expected))
+    assert torch.equal(batch.user_ids, torch.from_numpy(pool.user_ids[chosen]))
+
+
+def test_only_the_asked_kinds_come_and_nothing_else_moves(sample_files: list[Path], default_params: Params) -> None:
+    full = next(Feed(sample_files, default_params, heldout=False).pools())
+    hard = next(Feed(sample_files, default_params, heldout=False, kinds=("EP", "EN", "RN")).pools())
+    wanted = np.isin(full.kind, [KINDS.index(kind) for kind in ("EP", "EN", "RN")])
+    assert np.array_equal(hard.cand_ids, full.cand_ids[wanted])
+    assert np.array_equal(hard.kind, full.kind[wanted])
+    assert hard.offsets[-1] == wanted.sum()

@@ -1,0 +1,63 @@
+"""Training learns, repeats bit for bit, and keeps the best epoch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hap.errors import DataError
+from hap.models.build import load_model, save_model
+from hap.params import Params
+from hap.training.feed import Feed
+from hap.training.loop import Epoch, Trained, pick_device, train
+
+
+def run(name: str, params: Params, files: list[Path]) -> tuple[Trained, list[Epoch]]:
+    seen: list[Epoch] = []
+    return train(name, params, files, seen.append), seen
+
+
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(name: str, small_params: Params, sample_files: list[Path]) -> None:
+    (first, seen), (second, _) = run(name, small_params, sample_files), run(name, small_params, sample_files)
+    assert len(seen) == small_params.train.epochs
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_training_lowers_the_loss(name: str, small_params: Params, sample_files: list[Path]) -> None:
+    train_settings = small_params.train.model_copy(update={"epochs": 8, "patience": 8, "warmup_steps": 0, "learning_rate": 0.01})
+    _, seen = run(name, small_params.model_copy(update={"train": train_settings}), sample_files)
+    assert seen[-1].loss < 0.95 * seen[0].loss
+
+
+def test_the_best_epoch_is_kept(small_params: Params, sample_files: list[Path]) -> None:
+    params = small_params.model_copy(update={"train": small_params.train.model_copy(update={"epochs": 4, "patience": 1})})
+    trained, seen = run("light", params, sample_files)
+    means = [sum(epoch.gauc.values()) for epoch in seen]
+    assert trained.best_epoch == means.index(max(means)) + 1
+
+
+def test_a_model_comes_back_from_its_folder_as_it_was(small_params: Params, sample_files: list[Path], tmp_path: Path) -> None:
+    trained, _ = run("light", small_params, sample_files)
+    save_model(trained.model, tmp_path / "light", trained.facts)
+    loaded = load_model(tmp_path / "light", small_params)
+    for key, value in trained.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_normalisation_figures_come_from_the_training_part(small_params: Params, sample_files: list[Path]) -> None:
+    trained, _ = run("light", small_params, sample_files)
+    scaler = trained.model.columns.scalers["item"]
+    values = torch.cat([torch.from_numpy(pool.cand_dense) for pool in Feed(sample_files, small_params, heldout=False).pools()])
+    assert torch.allclose(scaler.mean, scaler.scaled(values).mean(0), atol=1e-4)
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        assert pick_device("cuda").type == "cuda"
+    else:
+        with pytest.raises(DataError, match=r"train\.device"):
+            pick_device("cuda")
+    assert pick_device("cpu").type == "cpu"
