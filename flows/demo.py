@@ -135,7 +135,7 @@ def _fresh(root: Path, seed: int) -> Workspace:
     for section, values in DEMO_PARAMS.items():
         raw[section] = {**raw.get(section, {}), **values}
     raw["seed"] = seed
-    raw["serving"] = dict(zip(("http_port", "grpc_port", "metrics_port"), _free_ports(3), strict=True))
+    raw["serving"] = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
     text = "# The parameters of `hapctl demo`: small sizes and free ports; see the project's params.yaml for what each means.\n"
     root.mkdir(parents=True, exist_ok=True)
     durable.write_text(root / ".hap" / "init", "demo\n")
@@ -229,7 +229,7 @@ def _pytorch(ws: Workspace, params: Params, version: int) -> Any:
     return expected
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free on loopback now."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in held]

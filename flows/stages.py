@@ -65,6 +65,8 @@ def dvc(ws: Workspace, *words: str, name: str, timeout_s: float = 24 * 3600) -> 
                 _end_group(process.pid)
                 process.wait()
             reader.join(timeout=10)
+            if process.stdout is not None and not reader.is_alive():
+                process.stdout.close()
     if process.returncode:
         raise _failure(words, lines)
 

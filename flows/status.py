@@ -9,9 +9,11 @@ from typing import Any
 
 from hap.errors import HapError
 from hap.logs import contract
+from hap.params import Params
 from hap.registry import ledger as journal
 from hap.samples import partitions
 from hap.serving import install, runtime
+from hap.serving.client import HapClient
 from hap.workspace import Workspace, describe_holder, find_workspace
 
 
@@ -117,14 +119,9 @@ def examine(root: Path | None) -> list[Finding]:
     )
     champion, server = book.served(), runtime.server_state(ws)
     if server is not None:
-        agree = server.champion == champion
-        findings.append(
-            Finding(
-                "serving",
-                agree and server.ready,
-                f"serves v{server.champion}, the ledger says v{champion}" if not agree else f"v{champion} serves",
-            )
-        )
+        served = _served_version(server.grpc_url, params)
+        said = f"serves {_named(served)}, the ledger says {_named(champion)}; `hapctl promote` or `hapctl rollback` repairs it first"
+        findings.append(Finding("serving", served == champion, f"{_named(champion)} serves" if served == champion else said))
     elif champion is not None:
         findings.append(Finding("serving", False, f"v{champion} is champion and no server runs; start it with `hapctl serve --detach`"))
     free = shutil.disk_usage(ws.root).free
@@ -138,6 +135,19 @@ def _check(name: str, call: Any, well: str) -> Finding:
     except HapError as error:
         return Finding(name, False, str(error))
     return Finding(name, True, well)
+
+
+def _served_version(grpc_url: str, params: Params) -> int | None:
+    """The version that the server itself says it serves; None where it has none or does not answer."""
+    with HapClient(grpc_url, params.serving.deadline_s) as client:
+        try:
+            return client.schema().version
+        except HapError:
+            return None
+
+
+def _named(version: int | None) -> str:
+    return "no champion" if version is None else f"v{version}"
 
 
 def _bytes(folder: Path) -> int:

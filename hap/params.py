@@ -286,7 +286,8 @@ def resolve(raw: dict[str, Any], source: str) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key is told first: a misspelt one also shows as a missing one.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":

@@ -87,14 +87,13 @@ def import_recflow(
     if dry_run:
         typer.echo(f"would import {source} into {root or 'the workspace here'}")
         return
-    recflow.check_source(source)
+    recflow.source_files(source)  # a wrong folder is told before a workspace is made
     ws = init_workspace(root, recflow.RECFLOW_PARAMS) if root is not None else find_workspace(None)
     talk = Talk()
     with workspace_lock(ws, f"import recflow {source}", dt.datetime.now(dt.UTC)), talk.step("import"):
         days = recflow.import_recflow(source, ws, progress=lambda done, of: talk.bar("import", done / of, f"{done} of {of} files"))
-    typer.echo(
-        f"{len(days)} days from {days[0]} to {days[-1]} are in {ws.logs(ws.params())}; next: `hapctl retrain --day {days[-1]} --root {ws.root}`"
-    )
+    typer.echo(f"{len(days)} days from {days[0]} to {days[-1]} are in {ws.logs(ws.params())}")
+    typer.echo(f"next: `hapctl retrain --day {days[-1]} --root {ws.root}`")
 
 
 def collect(
@@ -148,17 +147,11 @@ def show(
 def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
     from hap.registry import versions
     from hap.samples import partitions
-    from hap.serving.bundle import read_bundle
 
     manifest = partitions.load(ws, day).to_json()
-    trained, judged = [], []
-    for version in versions.list_versions(ws, ws.params()):
-        verdict = versions.read_verdict(ws, version.number) or {}
-        if day.isoformat() in verdict.get("days", ()):
-            judged.append(version.label)
-        fetched = ws.state / "bundles" / version.label
-        if fetched.exists() and day.isoformat() in read_bundle(fetched).info.get("window", ()):
-            trained.append(version.label)
+    known = versions.list_versions(ws, ws.params())
+    trained = [version.label for version in known if day.isoformat() in version.window]
+    judged = [version.label for version in known if day.isoformat() in (versions.read_verdict(ws, version.number) or {}).get("days", ())]
     value = {**manifest, "trained": trained, "judged": judged}
     lines = [
         _manifest_text(ws, manifest),
@@ -175,7 +168,7 @@ def _show_version(ws: Workspace, what: str, json: bool) -> None:
     version = versions.get(ws, ws.params(), versions.parse_version(what))
     raw = versions.read_verdict(ws, version.number)
     lines = [
-        f"{version.label}  registered {version.created:%Y-%m-%d %H:%M} UTC, judged on {version.day}",
+        f"{version.label}  registered {version.created:%Y-%m-%d %H:%M} UTC, trained on {_span(version.window)}, judged on {version.day}",
         f"bundle {version.bundle_digest[:16]}  workspace {(version.workspace_rev or '-')[:12]}  code {(version.code_rev or '-')[:12]}",
         verdict_text(Verdict.from_json(raw)) if raw else f"no verdict yet; `hapctl gate run --model {version.label}` gives one",
     ]
@@ -189,6 +182,10 @@ def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-a
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
         f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}"
     )
+
+
+def _span(days: tuple[str, ...]) -> str:
+    return f"{days[0]} to {days[-1]}" if days else "-"
 
 
 def _moment(text: str) -> dt.datetime:

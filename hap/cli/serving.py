@@ -43,9 +43,8 @@ def serve(
     ws = find_workspace(root)
     settings = ws.params().serving
     if dry_run:
-        typer.echo(
-            f"would serve {ws.triton} on {settings.host}: gRPC {settings.grpc_port}, HTTP {settings.http_port}, metrics {settings.metrics_port}"
-        )
+        ports = f"gRPC {settings.grpc_port}, HTTP {settings.http_port}, metrics {settings.metrics_port}"
+        typer.echo(f"would serve {ws.triton} on {settings.host}: {ports}")
         return
     state = runtime.start(ws, ws.params(), detach)
     if state is not None:

@@ -30,7 +30,8 @@ def drift(day: Day, root: Root = None, json: Json = False) -> None:
         for name, one in found.columns.items()
     ]
     text = table(["column", "method", "value", "threshold", ""], rows)
-    text += f"\n{len(found.drifted)} of {len(found.columns)} columns drifted from {found.reference_days[0]} to {found.reference_days[-1]}; page {found.html}"
+    reference = f"{found.reference_days[0]} to {found.reference_days[-1]}"
+    text += f"\n{len(found.drifted)} of {len(found.columns)} columns drifted from {reference}; page {found.html}"
     answer({**found.to_json(), "html": str(found.html), "json": str(found.json)}, text, json)
     raise typer.Exit(found.exit_code)
 

@@ -44,10 +44,11 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Version:
-    """One registered bundle. `day` is the day that judged it, `verdict` the gate's word or None before it spoke."""
+    """One registered bundle. `day` judged it, `window` trained it, `verdict` is the gate's word or None before it spoke."""
 
     number: int
     day: str | None
+    window: tuple[str, ...]
     verdict: str | None
     created: dt.datetime
     bundle_digest: str
@@ -131,12 +132,14 @@ def register(
         DataError: the bundle is damaged.
         HapError: MLflow cannot be reached, or refuses; calling again finishes what is missing.
     """
-    digest = read_bundle(bundle).digest
+    sealed = read_bundle(bundle)
+    digest = sealed.digest
     with _client(ws, params) as client:
         if known := next((v for v in _all(client) if v.tags.get("bundle_digest") == digest), None):
             return int(known.version)
     run_id = run_id or log_training(ws, params, f"retrain {day}", {}, {}, {_BUNDLE: bundle})
     tags = {"bundle_digest": digest, "day": day.isoformat(), "workspace_rev": workspace_rev, "code_rev": code_rev}
+    tags["window"] = ",".join(sealed.info.get("window", ()))
     with _client(ws, params) as client:
         _registered_model(client)
         made = client.create_model_version(MODEL, source=f"runs:/{run_id}/{_BUNDLE}", run_id=run_id, tags=tags)
@@ -409,6 +412,7 @@ def _version(entry: "ModelVersion", champion: int | None, challenger: int | None
     return Version(
         number=number,
         day=tags.get("day"),
+        window=tuple(day for day in tags.get("window", "").split(",") if day),
         verdict=tags.get("verdict"),
         created=dt.datetime.fromtimestamp(entry.creation_timestamp / 1000, dt.UTC),
         bundle_digest=tags.get("bundle_digest", ""),

@@ -172,7 +172,7 @@ def test_progress_counts_requests(params: Params, tmp_path: Path) -> None:
 
 
 def test_only_declared_features_are_logged_and_unknown_ones_refused(params: Params, tmp_path: Path) -> None:
-    few = Features(user=params.features.user[:1], item=params.features.item[:2])
+    few = Features(user=params.features.user[:1], item=params.features.item[:2], history=params.features.history[:1])
     simulate(tmp_path, FIRST, 1, 5, 1, few)
     names = pq.read_schema(contract.read_paths(tmp_path, "items", FIRST)[0]).names
     assert names == ["item_id", "event_time", "ingest_time", "published", "author_id"]

@@ -1,0 +1,197 @@
+"""hapctl's words: quick to load, explained, and one line for a user's mistake."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import typer.main
+
+from hap.cli.main import app, main
+from hap.workspace import Workspace, init_workspace
+
+HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
+WORDS = set(
+    [
+        "init",
+        "demo",
+        "simulate",
+        "import",
+        "collect",
+        "train",
+        "evaluate",
+        "export",
+        "gate",
+        "retrain",
+        "backfill",
+        "models",
+        "show",
+        "promote",
+        "rollback",
+        "ledger",
+        "restore",
+        "serve",
+        "stop",
+        "score",
+        "drift",
+        "schedule",
+        "status",
+        "doctor",
+    ]
+)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def hapctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Type the words; returns exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hapctl", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return init_workspace(tmp_path_factory.mktemp("cli") / "ws")
+
+
+def commands() -> Iterator[tuple[str, object]]:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for inner, nested in getattr(command, "commands", {"": command}).items():
+            yield f"{name} {inner}".strip(), nested
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, runpy; sys.argv = ['hapctl', '--help']\n"
+    code += "try: runpy.run_module('hap.cli', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(word in done.stdout for word in WORDS)
+
+
+def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
+    found = dict(commands())
+    assert {name.split()[0] for name in found} == WORDS
+    for name, command in found.items():
+        assert "Example: hapctl" in (command.help or ""), name  # type: ignore[attr-defined]
+        for option in command.params:  # type: ignore[attr-defined]
+            assert getattr(option, "help", None), f"{name} {option.name}"
+
+
+def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
+    options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
+    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run"):
+        assert "--json" in options[name], name
+    for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
+                 "rollback", "restore", "serve", "stop", "schedule"):  # fmt: skip
+        assert "--dry-run" in options[name], name
+    for name in set(options) - {"init", "demo"}:
+        assert "--root" in options[name], name
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["retrain", "--day", "yesterday"], 2, "YYYY-MM-DD"),
+        (["retrain", "--day", "2026-01-03"], 1, "no logs"),
+        (["collect", "--day", "2026-01-03"], 1, "no logs"),
+        (["backfill", "--from", "2026-01-04", "--to", "2026-01-03"], 2, "backwards"),
+        (["promote", "--model", "v7"], 1, "v7 is not registered"),
+        (["promote", "--model", "latest"], 2, "write it as v42"),
+        (["promote", "--model", "v1", "--force"], 2, "--reason"),
+        (["rollback"], 1, "nothing to roll back to"),
+        (["show", "v3"], 1, "v3 is not registered"),
+        (["show", "2026-01-03"], 1, "hapctl collect --day 2026-01-03"),
+        (["gate", "run", "--model", "v1"], 1, "v1 is not registered"),
+        (["restore", "v1", "--into", "/nonexistent/x"], 1, "v1 is not registered"),
+        (["drift", "--day", "2026-01-03"], 1, "no champion yet"),
+        (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
+        (["score"], 2, "exactly one of"),
+        (["train"], 2, "--day"),
+        (["import", "recflow", "/nonexistent"], 1, "/nonexistent"),
+        (["simulate", "--from", "soon"], 2, "YYYY-MM-DD"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(hapctl: Run, ws: Workspace, words: list[str], code: int, said: str) -> None:
+    found, out, err = hapctl(*words, "--root", ws.root)
+    assert (found, out) == (code, "")
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+
+
+def test_an_unknown_key_is_one_line_with_the_nearest_one(hapctl: Run, tmp_path: Path) -> None:
+    ws = init_workspace(tmp_path / "ws")
+    ws.params_file.write_text(ws.params_file.read_text().replace("epochs: 8", "epoch: 8"))
+    code, _, err = hapctl("retrain", "--day", "2026-01-03", "--root", ws.root)
+    assert code == 1
+    assert "'train.epoch'; did you mean 'epochs'?" in err
+    assert err.count("\n") == 1
+
+
+def test_no_workspace_is_told_with_the_word_that_makes_one(hapctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HAP_ROOT", raising=False)
+    code, _, err = hapctl("status")
+    assert code == 1
+    assert "hapctl init" in err
+
+
+def test_typos_in_words_and_options_are_usage_errors(hapctl: Run) -> None:
+    assert hapctl("promot")[0] == 2
+    assert hapctl("promote", "--modle", "v1")[0] == 2
+
+
+def test_dry_runs_say_and_change_nothing(hapctl: Run, ws: Workspace, tmp_path: Path) -> None:
+    for words in (["init", tmp_path / "new"], ["simulate", "--root", tmp_path / "new"], ["demo", "--root", tmp_path / "new"]):
+        code, out, _ = hapctl(*words, "--dry-run")
+        assert code == 0
+        assert out.startswith("would ")
+    assert not (tmp_path / "new").exists()
+    assert "would serve" in hapctl("serve", "--dry-run", "--root", ws.root)[1]
+
+
+def test_answers_are_json_where_asked(hapctl: Run, ws: Workspace) -> None:
+    assert orjson.loads(hapctl("status", "--json", "--root", ws.root)[1])["champion"] is None
+    assert orjson.loads(hapctl("models", "--json", "--root", ws.root)[1]) == []
+    assert orjson.loads(hapctl("ledger", "--json", "--root", ws.root)[1]) == []
+    assert {finding["check"] for finding in orjson.loads(hapctl("doctor", "--json", "--root", ws.root)[1])} >= {
+        "platform",
+        "triton",
+        "ledger",
+    }
+
+
+def test_a_demo_never_replaces_what_is_not_a_demo(hapctl: Run, ws: Workspace) -> None:
+    code, _, err = hapctl("demo", "--root", ws.root)
+    assert code == 2
+    assert "not an earlier demo" in err
+    assert (ws.root / "params.yaml").exists()
+
+
+def test_simulate_collect_show(hapctl: Run, tmp_path: Path) -> None:
+    root = tmp_path / "ws"
+    assert hapctl("simulate", "--root", root, "--days", 1, "--requests-per-day", 30)[0] == 0
+    code, out, _ = hapctl("collect", "--root", root, "--day", "2026-01-01", "--json")
+    assert code == 0
+    manifest = orjson.loads(out)
+    shown = orjson.loads(hapctl("show", "2026-01-01", "--root", root, "--json")[1])
+    assert shown["samples_hash"] == manifest["samples_hash"]
+    assert shown["trained"] == []
+    assert "Rank-50" in hapctl("show", "2026-01-01", "--root", root)[1]
+    code, _, err = hapctl("simulate", "--root", root, "--days", 1)
+    assert code == 2
+    assert "holds logs of 2026-01-01 already" in err

@@ -1,0 +1,129 @@
+"""The daily flow on a small world: whole, twice, killed half way, and two at once."""
+
+import datetime as dt
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+import yaml
+
+from hap.logs.simulator import simulate
+from hap.project import project_file
+from hap.registry import versions
+from hap.workspace import Workspace, git, init_workspace
+from tests.conftest import FIRST_DAY
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+DAY = FIRST_DAY + dt.timedelta(days=2)
+
+
+def hapctl(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Three logged days of 300 requests, and models that train in seconds."""
+    raw = yaml.safe_load(project_file("params.yaml").read_text())
+    raw["train"] = {"days": 2, "epochs": 2}
+    raw["light"], raw["expressive"] = {"size": 16, "embedding_dim": 4}, {"size": 16, "embedding_dim": 4}
+    raw["gate"] = {"margin": 0.05, "min_requests": 100, "min_positives": 50}
+    ws = init_workspace(tmp_path_factory.mktemp("daily") / "ws", yaml.safe_dump(raw))
+    simulate(ws.logs(ws.params()), FIRST_DAY, 3, 300, 5, ws.params().features)
+    return ws
+
+
+@pytest.fixture
+def ws(prepared: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+    copy = Workspace(tmp_path / "ws")
+    shutil.copytree(prepared.root, copy.root)
+    yield copy
+
+
+def registered(ws: Workspace) -> list[str]:
+    return [version.label for version in versions.list_versions(ws, ws.params())]
+
+
+def descendants_in(ws: Workspace) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd().startswith(str(ws.root)):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_a_day_is_retrained_once_and_the_second_time_is_a_no_op(ws: Workspace) -> None:
+    first = hapctl("retrain", "--day", DAY, "--root", ws.root, "--json")
+    assert first.returncode in (0, 5), first.stderr
+    answer = orjson.loads(first.stdout)
+    assert answer["version"] == "v1"
+    assert set(answer["verdict"]["gauc"]) == {"light", "expressive", "cascade"}
+    assert (ws.verdicts / "v1.json").exists()
+    assert git(ws, "status", "--porcelain") == ""
+    revision = git(ws, "rev-parse", "HEAD")
+    stamps = {path: path.stat().st_mtime_ns for path in ws.models.rglob("*.pt")}
+
+    second = hapctl("retrain", "--day", DAY, "--root", ws.root, "--json")
+    assert second.returncode == first.returncode, second.stderr
+    assert orjson.loads(second.stdout)["verdict"] == answer["verdict"]
+    assert registered(ws) == ["v1"]
+    assert git(ws, "rev-parse", "HEAD") == revision
+    assert {path: path.stat().st_mtime_ns for path in ws.models.rglob("*.pt")} == stamps
+
+    restored = ws.root.parent / "restored"
+    assert hapctl("restore", "v1", "--into", restored, "--root", ws.root).returncode == 0
+    for name in ("samples", "models", "bundle"):
+        here = {p.relative_to(ws.root / name): p.read_bytes() for p in (ws.root / name).rglob("*") if p.is_file()}
+        there = {p.relative_to(restored / name): p.read_bytes() for p in (restored / name).rglob("*") if p.is_file()}
+        assert here == there, name
+
+
+@pytest.mark.parametrize(
+    "seen", ["samples/day=2026-01-02/_SUCCESS", ".hap/stages", "models/light/model.pt", "bundle/bundle.json", "registry/mlflow.db"]
+)
+def test_a_retrain_killed_half_way_is_finished_by_the_next_and_nothing_is_doubled(ws: Workspace, seen: str) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "hap.cli", "retrain", "--day", str(DAY), "--root", str(ws.root)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (ws.root / seen).exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    again = hapctl("retrain", "--day", DAY, "--root", ws.root, "--json")
+    assert again.returncode in (0, 5), again.stderr
+    assert registered(ws) == ["v1"]
+    assert git(ws, "status", "--porcelain") == ""
+    assert descendants_in(ws) == []
+    assert sorted(path.name for path in ws.samples.iterdir() if not path.name.startswith(".git")) == [
+        f"day={FIRST_DAY + dt.timedelta(days=n)}" for n in range(3)
+    ]
+
+
+def test_the_second_of_two_retrains_says_who_holds_the_lock(ws: Workspace) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-m", "hap.cli", "retrain", "--day", str(DAY), "--root", str(ws.root), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not (ws.state / "holder.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = hapctl("retrain", "--day", DAY, "--root", ws.root)
+    assert second.returncode == 1
+    assert f"retrain --day {DAY} (pid {first.pid} on " in second.stderr
+    assert second.stderr.count("\n") == 1, second.stderr
+    os.kill(first.pid, signal.SIGINT)
+    first.communicate(timeout=120)
+    assert descendants_in(ws) == [], "Ctrl-C ends the stages, too"

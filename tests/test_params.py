@@ -1,0 +1,62 @@
+"""params.yaml: defaults that hold, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hap.errors import ConfigError
+from hap.params import Params, load_params, resolve
+from hap.project import project_file
+
+
+def raw() -> dict:
+    return yaml.safe_load(project_file("params.yaml").read_text())
+
+
+def test_the_projects_own_file_is_sound_and_resolving_it_again_changes_nothing(default_params: Params) -> None:
+    assert resolve(default_params.model_dump(mode="json"), "again") == default_params
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("train.epoch", 3, ["train.epoch", "'epochs'"]),
+        ("gates", {}, ["gates", "'gate'"]),
+        ("gate.floors.XX", 0.5, ["gate.floors.XX"]),
+        ("train.epochs", 0, ["train.epochs", "'0'"]),
+        ("route", {"share": 0.3, "k": 5}, ["exactly one"]),
+        ("route", {"share": None, "k": None}, ["exactly one"]),
+        ("light.size", 17, ["light.size", "multiple of 8"]),
+        ("schedule.timezone", "Mars/Olympus", ["schedule.timezone", "Mars/Olympus"]),
+        ("schedule.cron", "0 3", ["schedule.cron", "five fields"]),
+        ("features.user", [{"name": "user_id", "type": "id"}], ["user_id", "rows"]),
+        ("features.item", [{"name": "price", "type": "dense"}], ["item_id"]),
+        ("features.history", [{"name": "author_id", "type": "id", "rows": 4000}], ["features.history", "item_id"]),
+        ("features.user", [{"name": "request_id", "type": "id", "rows": 9}], ["request_id"]),
+        ("features.history", [{"name": "item_id", "type": "id", "rows": 7}], ["item_id", "rows"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_and_rule(path: str, value: object, words: list[str]) -> None:
+    values, place = raw(), None
+    place = values
+    *parents, last = path.split(".")
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    with pytest.raises(ConfigError) as refusal:
+        resolve(values, "params.yaml")
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert all(word in message for word in ["params.yaml", *words]), message
+
+
+def test_absent_and_broken_files_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hapctl init"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must hold keys"):
+        load_params(tmp_path / "params.yaml")
