@@ -13,34 +13,13 @@ from hap.cli.main import app, main
 from hap.workspace import Workspace, init_workspace
 
 HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
-WORDS = set(
-    [
-        "init",
-        "demo",
-        "simulate",
-        "import",
-        "collect",
-        "train",
-        "evaluate",
-        "export",
-        "gate",
-        "retrain",
-        "backfill",
-        "models",
-        "show",
-        "promote",
-        "rollback",
-        "ledger",
-        "restore",
-        "serve",
-        "stop",
-        "score",
-        "drift",
-        "schedule",
-        "status",
-        "doctor",
-    ]
-)
+WORDS = {
+    *("init", "simulate", "import", "collect", "show"),
+    *("demo", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
+    *("models", "promote", "rollback", "ledger", "restore"),
+    *("serve", "stop", "score"),
+    *("drift", "status", "doctor"),
+}
 Run = Callable[..., tuple[int, str, str]]
 
 
