@@ -101,6 +101,9 @@ def retrain(root: str, day: str) -> State:
                 verdict = _step(judge, "gate")(ws, params, version, against, window.judging)
             commit(ws, f"Verdict on v{version}: {verdict.verdict}")
         durable.write_json(_outcome_file(ws, judged), {"version": version})
+        if params.promotion.auto and verdict.verdict == "pass":
+            with talk.step("promote"):
+                talk.say(f"  {_step(steps.promote, 'promote')(ws, params, version)}")
     return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {verdict.reasons[0] if verdict.reasons else verdict.verdict}")
 
 

@@ -1,5 +1,6 @@
 """The steps of a retrain as plain functions: each is idempotent by itself and knows nothing of Prefect."""
 
+import contextlib
 import datetime as dt
 import importlib.metadata
 import subprocess
@@ -19,9 +20,11 @@ from hap.evaluation.gate import Verdict
 from hap.logs import contract
 from hap.params import MODELS, Params
 from hap.project import project_file
-from hap.registry import versions
+from hap.registry import promotion, versions
 from hap.samples import partitions
 from hap.samples.collect import collect_day
+from hap.serving import runtime
+from hap.serving.client import HapClient
 from hap.training.run import Run, read_run, write_run
 from hap.workspace import Workspace, commit
 
@@ -113,6 +116,20 @@ def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | N
     if list(raw["manifests"]) != [partitions.load(ws, day).id for day in window.judging]:
         return None
     return Verdict.from_json(raw)
+
+
+def promote(ws: Workspace, params: Params, version: int) -> str:
+    """Promote a passed version into the running server; what it came to, in words.
+
+    Raises:
+        ServingError: no server runs.
+    """
+    state = runtime.server_state(ws)
+    with HapClient(state.grpc_url, params.serving.deadline_s) if state else contextlib.nullcontext() as server:
+        moved = promotion.promote(
+            ws, params, version, server=server, actor="schedule", now=dt.datetime.now(dt.UTC), reason="promotion.auto"
+        )
+    return str(moved)
 
 
 def code_revision() -> str:

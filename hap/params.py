@@ -92,7 +92,6 @@ class Logs(Strict):
     path: str = Field(default="logs", description="folder below the workspace, or any fsspec URL")
     complete: bool = Field(default=True, description="whether every candidate of a request is logged, with its position")
     positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
-    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Window(Strict):
@@ -173,7 +172,7 @@ class Gate(Strict):
 
 
 class Promotion(Strict):
-    auto: bool = False
+    auto: bool = Field(default=False, description="whether the flow itself promotes what passed, where a server runs")
 
 
 class Ledger(Strict):
@@ -205,8 +204,7 @@ class Drift(Strict):
 
 
 class Keep(Strict):
-    versions: Count = 3
-    days: Count = 30
+    versions: int = Field(default=3, ge=1, description="versions that the served repository keeps files of")
 
 
 class Schedule(Strict):

@@ -139,6 +139,9 @@ def init_workspace(root: Path, params_text: str | None = None) -> Workspace:
         done = subprocess.run([*dvc, *words], cwd=cwd, capture_output=True, text=True)
         if done.returncode:
             raise HapError(f"dvc {words[0]} failed in {ws.root}: {done.stderr.strip().splitlines()[-1]}")
+    durable.write_text(
+        ws.root / ".dvcignore", "# What a killed write left beside its place; the next write there removes it.\n.*.new\n.*.old\n.*.tmp\n"
+    )
     for folder in (ws.registry, ws.pages, ws.verdicts):
         folder.mkdir(exist_ok=True)
     durable.write_text(ws.root / MARKER, f'# The folder that holds this file is a hap workspace.\nmade_by = "hap {__version__}"\n')

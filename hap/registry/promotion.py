@@ -110,7 +110,7 @@ def promote(
             notes += [] if dry_run or waiting else _follow_alias(ws, params, version)
             return Promotion(action="promote", outcome="unchanged", version=version, previous=current, notes=tuple(notes))
         journal.refuse_if_frozen(rows)
-        word, forced = _allowed(ws, version, force)
+        word, forced = _allowed(ws, version, current, force)
         _need_server(desk, offline)
         planned = Promotion(action="promote", outcome="planned", version=version, previous=current, forced=forced, reason=reason)
         if dry_run:
@@ -316,19 +316,25 @@ def _settle(desk: _Desk, row: Row, what: str) -> str:
     return f"{what}: undone, {_undo(desk, row, what)}"
 
 
-def _allowed(ws: Workspace, version: int, force: bool) -> tuple[str, bool]:
+def _allowed(ws: Workspace, version: int, champion: int | None, force: bool) -> tuple[str, bool]:
     """The verdict's word, and whether it took force to pass.
 
     Raises:
-        Refused: the verdict is not a pass, or there is none, and force is not given.
+        Refused: there is no verdict, it is not a pass, or it compares with another version than the champion; and no force.
     """
     verdict = versions.read_verdict(ws, version)
     word = str(verdict["verdict"]) if verdict else "none"
-    if word == "pass" or force:
-        return word, word != "pass"
+    stale = verdict is not None and champion is not None and verdict.get("against") != champion
+    passed = word == "pass" and not stale
+    if passed or force:
+        return word, not passed
     override = f"`hapctl promote --model {label(version)} --force --reason TEXT` promotes it all the same, and the ledger keeps why"
     if verdict is None:
         raise Refused(f"{label(version)} has no verdict; judge it with `hapctl gate run`, or {override}")
+    if stale and word == "pass":
+        compared = "judges floors alone" if verdict.get("against") is None else f"compares with {label(verdict['against'])}"
+        again = f"judge it again with `hapctl gate run --model {label(version)}`"
+        raise Refused(f"the verdict of {label(version)} {compared}, and {label(champion or 0)} serves now: {again}. {override}")
     reasons = "; ".join(str(reason) for reason in verdict.get("reasons", [])) or "no reason given"
     raise Refused(f"the verdict of {label(version)} is {word}, not pass: {reasons}. {override}")
 

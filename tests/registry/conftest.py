@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
 from hap import durable
 from hap.params import Params, load_params
 from hap.project import project_file
 from hap.registry import versions
+from hap.registry.ledger import open_ledger
 from hap.serving.bundle import PROMISED, SCHEMA, Bundle, seal_bundle, write_schema
 from hap.workspace import Workspace
 
@@ -58,3 +60,10 @@ def sealed(tmp_path: Path, params: Params) -> Callable[[str], Bundle]:
         return seal_bundle(folder, {"day": "2026-01-04"})
 
     return build
+
+
+def judged_against_champion(ws: Workspace, params: Params, version: int) -> None:
+    """Make a version's verdict, where it has one, compare with what serves now, as a fresh `gate run` would."""
+    path = versions.verdict_path(ws, version)
+    if path.exists():
+        path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "against": open_ledger(ws, params).served()}))

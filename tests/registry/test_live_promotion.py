@@ -17,6 +17,7 @@ from hap.serving import repository, runtime
 from hap.serving.bundle import read_bundle, seal_bundle
 from hap.serving.client import HapClient
 from hap.workspace import Workspace
+from tests.registry.conftest import judged_against_champion
 from tests.serving.conftest import free_serving, params_with
 from tests.serving.handmade import expected, make_bundle, request_of
 
@@ -82,6 +83,8 @@ def test_versions_switch_under_load_without_a_failed_or_mixed_answer_and_a_bad_o
     ledger = open_ledger(ws, params)
 
     def move(call: Callable[..., promotion.Promotion], *version: int) -> promotion.Promotion:
+        for number in version:
+            judged_against_champion(ws, params, number)
         return call(ws, params, *version, server=client, actor="ann", now=NOW)
 
     assert move(promotion.promote, 1).outcome == "served"

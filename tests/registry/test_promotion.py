@@ -17,6 +17,7 @@ from hap.registry import promotion, switch, versions
 from hap.registry.ledger import Entry, Ledger, open_ledger, open_move
 from hap.serving import repository
 from hap.workspace import Workspace
+from tests.registry.conftest import judged_against_champion
 from tests.registry.file_triton import FileTriton
 from tests.serving.handmade import make_bundle
 
@@ -58,6 +59,7 @@ def server(ws: Workspace, tmp_path: Path) -> FileTriton:
 @pytest.fixture
 def promote(ws: Workspace, params: Params, server: FileTriton) -> Callable[..., promotion.Promotion]:
     def call(version: int, **words) -> promotion.Promotion:
+        judged_against_champion(ws, params, version)
         return promotion.promote(ws, params, version, **{"server": server, "actor": "ann", "now": NOW, **words})
 
     return call
@@ -230,6 +232,7 @@ def test_rollback_before_anything_served(rollback) -> None:
 def test_what_a_rollback_needs_is_kept_and_the_rest_is_cleared(ws, params, ledger, promote, server) -> None:
     few = params.model_copy(update={"keep": Keep(versions=1)})
     for version in (1, 2, 3):
+        judged_against_champion(ws, params, version)
         promotion.promote(ws, few, version, server=server, actor="ann", now=NOW)
     assert repository.rendered(ws.triton) == [2, 3]
     assert sorted(entry.name for entry in (ws.registry / "bundles").iterdir()) == ["v2", "v3"]
@@ -525,6 +528,7 @@ promotion.promote(ws, load_params(project_file("params.yaml")), 2, server=server
 
 def test_a_process_killed_after_the_switch_is_finished_by_the_next_command(ws, params, server, ledger, promote) -> None:
     promote(1)
+    judged_against_champion(ws, params, 2)
     killed = subprocess.run([sys.executable, "-c", PROMOTE, str(ws.root), str(server.state)], capture_output=True, check=False, timeout=60)
     assert killed.returncode == -9, killed.stderr
     assert story(ledger)[-1] == ("promote", "intended", 1, 2) and server.serves() == 2
@@ -619,3 +623,17 @@ def test_the_promotion_path_imports_neither_torch_nor_prefect_nor_mlflow() -> No
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_pass_against_another_version_than_the_champion_is_refused_until_judged_again(ws, ledger, server, params, promote) -> None:
+    promote(1)
+    judged_against_champion(ws, params, 3)  # while v1 serves
+    promote(2)
+    words = {"server": server, "actor": "ann", "now": NOW}
+    with pytest.raises(Refused, match=r"compares with v1, and v2 serves now: judge it again with `hapctl gate run --model v3`"):
+        promotion.promote(ws, params, 3, **words)
+    assert ledger.served() == 2
+    assert promotion.promote(ws, params, 3, **words, force=True, reason="in a hurry").forced
+    versions.verdict_path(ws, 1).write_bytes(orjson.dumps({"version": 1, "verdict": "pass", "against": None, "reasons": []}))
+    with pytest.raises(Refused, match="judges floors alone"):
+        promotion.promote(ws, params, 1, **words)
