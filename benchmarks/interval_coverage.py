@@ -95,7 +95,7 @@ def environment() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2000, help="samples per row (default 2000: about 8 minutes)")
+    parser.add_argument("--repetitions", type=int, default=2000, help="samples per row (default 2000: about 6 minutes)")
     parser.add_argument("--draws", type=int, default=999, help="bootstrap draws per sample (default 999)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal rates (default 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of text and table")

@@ -12,7 +12,7 @@ import platformdirs
 _DEFAULTS = {
     # A home of our own: another Prefect on this machine may keep its database in another version's form.
     "PREFECT_HOME": str(platformdirs.user_state_path("hap") / "prefect"),
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the first start migrates a new database
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # flows.prefect_server starts one that ends with its command
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",  # hapctl tells a failure itself, in one line; `hapctl schedule` logs more
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 
 from flows.daily import Outcome, retrain_day
+from flows.prefect_server import prefect_api
 from flows.talk import current
 from hap.workspace import Workspace
 
@@ -15,7 +16,8 @@ def backfill(ws: Workspace, days: Sequence[dt.date]) -> list[Outcome]:
         HapError: a day could not be retrained; the earlier ones stay, and the range can be run again.
     """
     outcomes = []
-    for day in days:
-        current().say(f"{day}")
-        outcomes.append(retrain_day(ws, day))
+    with prefect_api(ws):
+        for day in days:
+            current().say(f"{day}")
+            outcomes.append(retrain_day(ws, day))
     return outcomes

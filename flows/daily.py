@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import steps
 from flows.judge import champion_of, judge
+from flows.prefect_server import prefect_api
 from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
@@ -117,7 +118,8 @@ def retrain_day(ws: Workspace, day: dt.date) -> Outcome:
     window = steps.window_of(ws, ws.params(), day)  # a day without logs is told before Prefect starts its server
     with workspace_lock(ws, f"retrain --day {day}", dt.datetime.now(dt.UTC)):
         pass
-    state = retrain(str(ws.root), window.day.isoformat(), return_state=True)
+    with prefect_api(ws):
+        state = retrain(str(ws.root), window.day.isoformat(), return_state=True)
     if not state.is_completed():
         raise _cause(state)
     version = int(orjson.loads(_outcome_file(ws, day).read_bytes())["version"])

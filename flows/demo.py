@@ -16,6 +16,7 @@ import yaml
 from flows.daily import Outcome, retrain_day
 from flows.drift import drift_day
 from flows.judge import bundle_of
+from flows.prefect_server import prefect_api
 from flows.talk import Talk, current
 from hap import durable
 from hap.errors import HapError, UsageError
@@ -39,7 +40,7 @@ DEMO_MARK = "demo = true\n"
 
 # Small enough for minutes; everything else is as in any workspace. The margin fits a judging day of
 # two thousand requests, where half-widths of a GAUC's interval are near .01.
-DEMO_PARAMS: dict[str, Any] = {"train": {"days": 2, "epochs": 4}, "gate": {"margin": 0.02}}
+DEMO_PARAMS: dict[str, Any] = {"train": {"days": 2, "epochs": 3}, "gate": {"margin": 0.02}}
 
 
 def run_demo(root: Path, requests_per_day: int, seed: int) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def run_demo(root: Path, requests_per_day: int, seed: int) -> dict[str, Any]:
         )  # fmt: skip
     last = FIRST_DAY + dt.timedelta(days=DAYS - 1)
     outcomes: list[Outcome] = []
-    with _server(ws, params, talk):
+    with _server(ws, params, talk), prefect_api(ws):
         for day in (last - dt.timedelta(days=1), last):
             talk.say(f"retrain, judged on {day}")
             outcomes.append(retrain_day(ws, day))
@@ -107,10 +108,9 @@ def summary_text(summary: dict[str, Any]) -> str:
         what = f"{serving['requests']} requests of {serving['candidates']} candidates each by {serving['version']} on {serving['server']}"
         lines.append(f"served     {what}, {serving['failed']} failed, max difference to PyTorch {serving['max_abs_diff']:.1e}")
         if len(p50) == 2:
-            ratio = p50["hap"] / p50["expressive_all"]
-            lines.append(
-                f"latency    p50 {p50['hap']:.2f} ms ensemble, {p50['expressive_all']:.2f} ms expressive on all: {ratio:.2f} of it"
-            )
+            lines.append(f"latency    {_ratio(p50)} at {serving['candidates']} candidates over gRPC")
+            bare = serving["in_process"]
+            lines.append(f"           {_ratio(bare['p50_ms'])} at {bare['candidates']:,} candidates in process")
     if drift := summary["drift"]:
         lines.append(f"drift      {len(drift['drifted'])} columns drifted{': ' + ', '.join(drift['drifted']) if drift['drifted'] else ''}")
         lines.append(f"pages      {drift['html']}")
@@ -201,6 +201,7 @@ def _score(ws: Workspace, params: Params, day: dt.date) -> dict[str, Any] | None
         "failed": failed,
         "max_abs_diff": largest,
         "p50_ms": {name: round(float(np.median(values)), 3) for name, values in took.items() if values},
+        "in_process": bundle_of(ws, params, champion).cost()["in_process"],
     }
 
 
@@ -250,6 +251,11 @@ def _version(ws: Workspace, outcome: Outcome) -> dict[str, Any]:
         "gauc": {member: verdict.gauc.get(member, {}) for member in ("light", "expressive", "cascade")},
         "params": bundle.cost()["parameters"],
     }
+
+
+def _ratio(p50_ms: dict[str, float]) -> str:
+    hap, everything = p50_ms["hap"], p50_ms["expressive_all"]
+    return f"p50 {hap:.2f} ms ensemble, {everything:.2f} ms expressive on all: {hap / everything:.2f} of it"
 
 
 def _figure(value: float | None) -> str | None:

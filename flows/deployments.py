@@ -1,12 +1,16 @@
 """The schedule: every ripe unfinished day, oldest first, at the cron's hour, one run at a time."""
 
+import contextlib
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from prefect import flow
 from prefect.schedules import Cron
 
 from flows.backfill import backfill
+from flows.prefect_server import prefect_api
 from flows.steps import unfinished_days
 from hap.workspace import Workspace
 
@@ -19,13 +23,32 @@ def nightly(root: str) -> list[str]:
     return [f"{outcome.day} v{outcome.version} {outcome.verdict.verdict}" for outcome in backfill(ws, days)]
 
 
-def serve_schedule(ws: Workspace) -> None:
-    """Serve the schedule of params.yaml in this process until it is stopped."""
+def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
+    """Serve the schedule of params.yaml in this process until it is stopped; a run that is under way is stopped with it.
+
+    Args:
+        started: called with the API's URL once the schedule is about to be served.
+    """
     schedule = ws.params().schedule
-    nightly.serve(
-        name=f"nightly-{ws.root.name}",
-        schedule=Cron(schedule.cron, timezone=schedule.timezone),
-        parameters={"root": str(ws.root)},
-        limit=1,
-        print_starting_message=False,
-    )
+    with prefect_api(ws, services=True) as url:
+        started(url)
+        before = psutil.Process().children(recursive=True)
+        try:
+            nightly.serve(
+                name=f"nightly-{ws.root.name}",
+                schedule=Cron(schedule.cron, timezone=schedule.timezone),
+                parameters={"root": str(ws.root)},
+                limit=1,
+                print_starting_message=False,
+            )
+        finally:
+            _end([process for process in psutil.Process().children(recursive=True) if process not in before])
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Ask, then force: a run that is asked ends its own stages first."""
+    for stop in (psutil.Process.terminate, psutil.Process.kill):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stop(process)
+        _, processes = psutil.wait_procs(processes, timeout=15)

@@ -101,9 +101,8 @@ def score_days(bundle: Bundle, files: Sequence[Path], label: str) -> tuple[dict[
             pools.append(pool)
             for request in range(len(pool)):
                 tensors = RequestTensors(**pool.request(request))
-                scores["light"].append(session.light(tensors))
-                scores["expressive"].append(session.expressive(tensors))
-                scores["cascade"].append(session.score(tensors)[0])
+                for member, values in zip(MEMBERS, session.members(tensors), strict=True):
+                    scores[member].append(values)
             current().bar("gate", (place + (group + 1) / file.num_row_groups) / len(files), label)
     joined = {member: np.concatenate(parts).astype(np.float64) if parts else np.zeros(0) for member, parts in scores.items()}
     return joined, _joined(pools, bundle.features)

@@ -28,7 +28,7 @@ class Talk:
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:

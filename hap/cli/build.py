@@ -217,8 +217,10 @@ def schedule(root: Root = None, dry_run: DryRun = False) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     from flows.deployments import serve_schedule
 
-    typer.echo(f"serving {said}; stop it with Ctrl-C", err=True)
-    serve_schedule(ws)
+    def started(url: str) -> None:
+        typer.echo(f"serving {said}; runs are shown at {url.removesuffix('/api')}; stop it with Ctrl-C", err=True)
+
+    serve_schedule(ws, started)
 
 
 def _standing(root: Path | None, day: str | None):  # type: ignore[no-untyped-def]

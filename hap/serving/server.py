@@ -69,7 +69,7 @@ def spawn(prefix: Path, repo: Path, settings: Serving, log: Path, shm_prefix: st
             stderr=words,
             env=_environment(prefix),
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
 
@@ -150,6 +150,6 @@ def _environment(prefix: Path) -> dict[str, str]:
     return {**kept, "PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child before exec: a killed supervisor takes its server along instead of leaving it unwatched."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

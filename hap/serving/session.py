@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hap.errors import DataError
 from hap.serving.bundle import GRAPHS, Bundle
-from hap.serving.merge import logit_and_ctr
+from hap.serving.merge import logit_and_ctr, merge
 from hap.serving.request import RequestTensors
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ class BundleSession:
         """The expressive model's logit F32[N] for every candidate, within +-60."""
         score, _ = self.score_all(tensors)
         return logit_and_ctr(score)[0].astype(np.float32)
+
+    def members(self, tensors: RequestTensors) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Light logit, expressive logit of every candidate, and the merged score, F32[N] each, with every model run once.
+
+        The score is merged here by the formula that the graphs are held to by parity.json, so it equals `score`.
+        """
+        (light,) = self._run("light", tensors.arrays())
+        (index,) = self._run("hard_select", {"light_score": light})
+        expressive = self.expressive(tensors)
+        return light, expressive, merge(light, index, expressive[index])[0]
 
     def _run(self, name: str, arrays: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         session = self._sessions[name]

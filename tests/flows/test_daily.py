@@ -127,3 +127,21 @@ def test_the_second_of_two_retrains_says_who_holds_the_lock(ws: Workspace) -> No
     os.kill(first.pid, signal.SIGINT)
     first.communicate(timeout=120)
     assert descendants_in(ws) == [], "Ctrl-C ends the stages, too"
+
+
+def test_the_schedule_takes_the_due_day_and_leaves_nothing_when_it_is_stopped(ws: Workspace) -> None:
+    raw = yaml.safe_load(ws.params_file.read_text())
+    ws.params_file.write_text(yaml.safe_dump(raw | {"schedule": {"cron": "* * * * *"}}))
+    served = subprocess.Popen(
+        [sys.executable, "-m", "hap.cli", "schedule", "--root", str(ws.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 400
+    while not (ws.verdicts / "v1.json").exists() and served.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(3)  # the verdict's commit
+    served.send_signal(signal.SIGINT)
+    said = served.communicate(timeout=60)[0].decode()
+    assert registered(ws) == ["v1"], said
+    assert orjson.loads((ws.verdicts / "v1.json").read_bytes())["day"] == str(DAY)
+    assert descendants_in(ws) == []
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(ws.root) in " ".join(p.info["cmdline"] or ())]
