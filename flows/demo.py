@@ -39,7 +39,7 @@ SCORED_REQUESTS = 200
 DEMO_MARK = "demo = true\n"
 
 # Small enough for minutes; everything else is as in any workspace. The margin fits a judging day of
-# two thousand requests, where half-widths of a GAUC's interval are near .01.
+# fifteen hundred requests, where half-widths of a GAUC's interval are near .01.
 DEMO_PARAMS: dict[str, Any] = {"train": {"days": 2, "epochs": 3}, "gate": {"margin": 0.02}}
 
 

@@ -30,7 +30,7 @@ def demo(
     root: Annotated[Path, typer.Option("--root", help="Where the demo's workspace is made; an earlier demo there is replaced.")] = Path(
         "build/demo"
     ),
-    requests_per_day: Annotated[int, typer.Option(help="Simulated requests of each day.", min=50)] = 2000,
+    requests_per_day: Annotated[int, typer.Option(help="Simulated requests of each day.", min=50)] = 1500,
     seed: Annotated[int, typer.Option(help="Seed of the simulated world and of the training.", min=0)] = 1,
     json: Json = False,
     dry_run: DryRun = False,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.utils
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -59,13 +60,11 @@ def export(
     real = [request for request in requests if request.candidates][:REAL_REQUESTS]
     if not real:
         raise DataError("export needs at least one held-out request with candidates; the window's samples hold none")
-    cores = {}
-    for name in MODELS:
-        progress(f"exporting {name}")
-        cores[name] = scoring_core(models[name], real[0])
+    progress("exporting light and expressive")
+    cores = scoring_cores({name: models[name] for name in ("light", "expressive")}, real[0])
     with durable.new_directory(into) as folder:
         made = {
-            "light": _named(cores["light"], "light_score"),
+            "light": _renamed(cores["light"], graphs.LOGIT, "light_score"),
             "hard_select": graphs.hard_select_graph(params.route),
             "expressive": graphs.expressive_graph(cores["expressive"]),
             "expressive_all": graphs.expressive_all_graph(cores["expressive"]),
@@ -97,19 +96,23 @@ def export(
     return read_bundle(into)
 
 
-def scoring_core(model: nn.Module, request: RequestTensors) -> onnx.ModelProto:
-    """`model.score_request` as ONNX: the six tensors -> logit F32[N], with N free and every other size fixed."""
+def scoring_cores(models: Mapping[str, nn.Module], request: RequestTensors) -> dict[str, onnx.ModelProto]:
+    """Each model's `score_request` as ONNX: the six tensors -> logit F32[N], with N free and every other size fixed.
+
+    All models are traced in one go and taken apart afterwards: the exporter's own preparation costs as much as a trace.
+    """
     example = request.repeated(_TRACED_CANDIDATES)
     candidates = torch.export.Dim("N")
     free = {name: {0: candidates} if name.startswith("cand_") else None for name in TENSORS}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it would list operators of torchvision, which nothing here uses
+    outputs = {name: f"{name}_{graphs.LOGIT}" for name in models}
     with warnings.catch_warnings():  # torch's exporter warns of its own deprecations
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Serving(model).eval(),
+            _Serving(list(models.values())).eval(),
             tuple(torch.from_numpy(array) for array in example.arrays().values()),
             input_names=list(TENSORS),
-            output_names=[graphs.LOGIT],
+            output_names=list(outputs.values()),
             dynamic_shapes=free,
             opset_version=graphs.OPSET,
             dynamo=True,
@@ -117,10 +120,12 @@ def scoring_core(model: nn.Module, request: RequestTensors) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None  # only the old exporter returns None
-    core = graphs.stripped(program.model_proto)
-    if [entry.name for entry in core.graph.input] != list(TENSORS) or core.functions:
-        raise HapError(f"the exported graph of {type(model).__name__} has the inputs {[entry.name for entry in core.graph.input]}")
-    return core
+    whole = program.model_proto
+    if [entry.name for entry in whole.graph.input] != list(TENSORS) or whole.functions:
+        raise HapError(f"the exported graph has the inputs {[entry.name for entry in whole.graph.input]}")
+    apart = onnx.utils.Extractor(whole)
+    cores = {name: apart.extract_model(list(TENSORS), [output]) for name, output in outputs.items()}
+    return {name: graphs.stripped(_renamed(core, outputs[name], graphs.LOGIT)) for name, core in cores.items()}
 
 
 def golden_requests(models: Mapping[str, nn.Module], params: Params, real: Sequence[RequestTensors]) -> list[Golden]:
@@ -172,17 +177,17 @@ def cost(session: BundleSession, real: Sequence[RequestTensors]) -> dict[str, An
 
 
 class _Serving(nn.Module):
-    """A model whose forward is its score_request."""
+    """Models whose forward is score_request, side by side."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.model = model
+        self.models = nn.ModuleList(models)
 
     def forward(
         self, user_ids: Tensor, user_dense: Tensor, hist_ids: Tensor, hist_dense: Tensor, cand_ids: Tensor, cand_dense: Tensor
-    ) -> Tensor:
-        logit: Tensor = self.model.score_request(user_ids, user_dense, hist_ids, hist_dense, cand_ids, cand_dense)  # type: ignore[operator]
-        return logit
+    ) -> tuple[Tensor, ...]:
+        request = (user_ids, user_dense, hist_ids, hist_dense, cand_ids, cand_dense)
+        return tuple(model.score_request(*request) for model in self.models)  # type: ignore[operator]
 
 
 def _answered(models: Mapping[str, nn.Module], params: Params, name: str, request: RequestTensors, k: int | None) -> Golden:
@@ -207,20 +212,18 @@ def _distinct(request: RequestTensors, candidates: int, item: int) -> RequestTen
     return grown.with_candidates(ids, grown.cand_dense)
 
 
-def _named(core: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The core with an output of another name, and N as the name of its free dimension."""
-    model = onnx.ModelProto()
-    model.CopyFrom(core)
-    for node in model.graph.node:
-        for place, name in enumerate(node.output):
-            if name == graphs.LOGIT:
-                node.output[place] = output
-        for place, name in enumerate(node.input):
-            if name == graphs.LOGIT:
-                node.input[place] = output
-    model.graph.output[0].name = output
-    onnx.checker.check_model(model)
-    return model
+def _renamed(model: onnx.ModelProto, output: str, name: str) -> onnx.ModelProto:
+    """A copy of the model whose output `output` is called `name`."""
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    for node in renamed.graph.node:
+        for names in (node.output, node.input):
+            for place, found in enumerate(names):
+                if found == output:
+                    names[place] = name
+    renamed.graph.output[0].name = name
+    onnx.checker.check_model(renamed)
+    return renamed
 
 
 def _try(folder: Path) -> None:

@@ -12,7 +12,7 @@ from hap.errors import DataError, HapError
 from hap.models.build import build_model
 from hap.params import Feature, Features, Model, Params, Route
 from hap.serving.bundle import Bundle
-from hap.serving.export import export, scoring_core
+from hap.serving.export import export, scoring_cores
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
 
@@ -120,7 +120,7 @@ class NeedsOne(Price):
 
 
 def test_an_equal_export_has_equal_bytes() -> None:
-    first, second = (scoring_core(Price(), request_of(9)).SerializeToString(deterministic=True) for _ in range(2))
+    first, second = (scoring_cores({"light": Price()}, request_of(9))["light"].SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
 
 
