@@ -17,13 +17,13 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import steps
-from flows.judge import champion_of, judge
+from flows.judge import judge, opponent_of
 from flows.prefect_server import prefect_api
 from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
 from hap.days import parse_day
-from hap.errors import Busy, HapError
+from hap.errors import HapError
 from hap.evaluation.gate import Verdict
 from hap.registry.versions import read_verdict
 from hap.workspace import Workspace, commit, workspace_lock
@@ -97,9 +97,7 @@ def retrain(root: str, day: str) -> State:
         with talk.step("gate"):
             verdict = steps.existing_verdict(ws, version, window)
             if verdict is None:
-                champion = champion_of(ws, params)
-                against = None if champion == version else champion
-                verdict = _step(judge, "gate")(ws, params, version, against, window.judging)
+                verdict = _step(judge, "gate")(ws, params, version, opponent_of(ws, params, version), window.judging)
             commit(ws, f"Verdict on v{version}: {verdict.verdict}")
         durable.write_json(_outcome_file(ws, judged), {"version": version})
         if params.promotion.auto and verdict.verdict == "pass":
@@ -131,11 +129,11 @@ def _outcome_file(ws: Workspace, day: dt.date) -> Path:
 
 
 def _cause(state: State) -> Exception:
-    """What ended the flow: our own errors as they were raised, anything else as it is."""
+    """What ended the flow, as it was raised."""
     try:
         state.result()
-    except (Busy, HapError) as error:
+    except HapError as error:
         return error
     except Exception as error:
-        return error
+        return HapError(f"the retrain ended {state.name}: {error}") if state.is_crashed() else error
     return HapError(f"the retrain ended {state.name}; `hapctl retrain --day` goes on from there")

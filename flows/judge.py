@@ -73,6 +73,13 @@ def champion_of(ws: Workspace, params: Params) -> int | None:
     return open_ledger(ws, params).served()
 
 
+def opponent_of(ws: Workspace, params: Params, version: int) -> int | None:
+    """Whom a version is judged against: the champion, or the one before it where the version is the champion itself."""
+    ledger = open_ledger(ws, params)
+    champion = ledger.served()
+    return ledger.previous_served() if champion == version else champion
+
+
 def bundle_of(ws: Workspace, params: Params, version: int) -> Bundle:
     """A version's bundle, fetched from the registry into the workspace's scratch once."""
     kept = ws.state / "bundles" / f"v{version}"

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from flows import steps
-from flows.judge import champion_of, judge
+from flows.judge import judge, opponent_of
 from flows.stages import end_orphans
 from flows.talk import Talk, current, talking
 from hap.days import judging_days, parse_day
@@ -64,9 +64,7 @@ def judge_version(ws: Workspace, version: int, against: int | None, day: dt.date
     """
     params = ws.params()
     registered = versions.get(ws, params, version)
-    if against is None:
-        champion = champion_of(ws, params)
-        against = None if champion == version else champion
+    against = opponent_of(ws, params, version) if against is None else against
     wanted = day or parse_day(str(registered.day))
     with workspace_lock(ws, f"gate run --model v{version}", dt.datetime.now(dt.UTC)), current().step("gate"):
         verdict = judge(ws, params, version, against, judging_days(wanted, params.gate.days))

@@ -8,6 +8,7 @@ import typer
 
 from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
 from hap.errors import UsageError
+from hap.params import KINDS
 from hap.tables import table
 from hap.workspace import Workspace, find_workspace, init_workspace, workspace_lock
 
@@ -176,7 +177,7 @@ def _show_version(ws: Workspace, what: str, json: bool) -> None:
 
 
 def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-arg]
-    kinds = table(["kind", "rows"], [[name, f"{rows:,}"] for name, rows in manifest["rows_by_kind"].items()])
+    kinds = table(["kind", "rows"], [[kind, f"{manifest['rows_by_kind'][kind]:,}"] for kind in KINDS])
     buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"

@@ -1,6 +1,7 @@
 """Words about the server: serve, stop, score."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,7 @@ def score(
     from_day: Annotated[str | None, typer.Option(help="Score logged requests of this day instead.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(help="How many requests of the day.", min=1)] = 10,
     root: Root = None,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Score requests with the served version: score, route and click probability of each candidate.
 
@@ -111,7 +112,7 @@ def score(
                 "routed": scored.routed.tolist(),
                 "ctr": ctr.tolist(),
             }
-            if json or file:
+            if as_json or file:
                 sys.stdout.write(orjson.dumps(value).decode() + "\n")
             else:
                 best = sorted(range(len(items)), key=lambda place: -scored.score[place])[:5]
@@ -129,6 +130,7 @@ def _lines(file: Path):  # type: ignore[no-untyped-def]
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    yield f"{file}, line {number}", orjson.loads(line)
-                except orjson.JSONDecodeError as error:
+                    # The standard parser reads NaN, which orjson does not: then the column that holds it can be named.
+                    yield f"{file}, line {number}", json.loads(line)
+                except json.JSONDecodeError as error:
                     raise DataError(f"{file}, line {number}: not JSON ({error})") from None
