@@ -14,7 +14,7 @@ from hap.registry import ledger as journal
 from hap.samples import partitions
 from hap.serving import install, runtime
 from hap.serving.client import HapClient
-from hap.workspace import Workspace, describe_holder, find_workspace
+from hap.workspace import Workspace, describe_holder, find_workspace, holder_file
 
 
 def status_of(ws: Workspace) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def status_of(ws: Workspace) -> dict[str, Any]:
         read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
     ]
     champion, collected = journal.served(rows), partitions.collected_days(ws)
-    holder = ws.state / "holder.json"
+    holder = holder_file(ws)
     try:
         logged = contract.logged_days(ws.logs(params))
     except HapError:

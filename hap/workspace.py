@@ -175,27 +175,40 @@ def commit(ws: Workspace, message: str) -> str:
     return git(ws, "rev-parse", "HEAD")
 
 
-@contextlib.contextmanager
-def workspace_lock(ws: Workspace, purpose: str, now: dt.datetime) -> Iterator[None]:
-    """Hold the workspace's one lock.
+def workspace_lock(ws: Workspace, purpose: str, now: dt.datetime) -> contextlib.AbstractContextManager[None]:
+    """Hold the workspace's one lock. Raises Busy as `exclusive` does."""
+    return exclusive(ws, "workspace", f"holds {ws.root}", purpose, now)
 
-    The operating system frees it when the holder dies, so a killed retrain never blocks the next.
+
+@contextlib.contextmanager
+def exclusive(ws: Workspace, name: str, doing: str, purpose: str, now: dt.datetime) -> Iterator[None]:
+    """Hold one of the workspace's locks alone.
+
+    The operating system frees it when the holder dies, so a killed command never blocks the next.
+
+    Args:
+        doing: what whoever holds it does, for the message that others get.
 
     Raises:
         Busy: somebody holds it; the message says who, since when and for what.
     """
     ws.state.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(ws.state / "lock"), ws.state / "holder.json"
+    lock, holder = FileLock(ws.state / f"{name}.lock"), holder_file(ws, name)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(f"{describe_holder(holder)} holds {ws.root}; wait for it to end, then run this again") from None
+        raise Busy(f"{describe_holder(holder)} {doing}; wait for it to end, then run this again") from None
     try:
         durable.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()})
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def holder_file(ws: Workspace, name: str = "workspace") -> Path:
+    """Where the holder of a lock is written down."""
+    return ws.state / f"{name}.holder.json"
 
 
 def describe_holder(holder: Path) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import datetime as dt
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,24 @@ def table_schema(table: str, features: Features) -> pa.Schema:
 def logged(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
     """The features that stand in the logs: ages are computed later, from the times that are logged."""
     return tuple(feature for feature in features if feature.name != "age_hours")
+
+
+def check_declared(
+    features: Features, request: Sequence[str], item: Sequence[str], history: Sequence[str], source: str, hint: str = ""
+) -> None:
+    """Refuse declared features that a source of logs does not have.
+
+    Raises:
+        ConfigError: the first one, with what the source has.
+    """
+    for group, declared, known in (
+        ("user or context", features.user + features.context, request),
+        ("item", features.item, item),
+        ("history", features.history, history),
+    ):
+        if unknown := [feature.name for feature in logged(declared) if feature.name not in known]:
+            said = f"params.yaml declares the {group} feature {unknown[0]!r}, which {source} does not have: it has {', '.join(known)}{hint}"
+            raise ConfigError(said)
 
 
 def day_folder(logs_root: str | Path, table: str, day: dt.date) -> Path:

@@ -27,7 +27,7 @@ import pyarrow as pa
 from numpy._core import multiarray, numeric  # where pickled arrays are put together; np.load has no reader for RecFlow's dicts
 
 from hap.days import parse_day, start_of
-from hap.errors import ConfigError, DataError, NotFound
+from hap.errors import DataError, NotFound
 from hap.logs import contract
 from hap.params import Features, Params
 from hap.workspace import Workspace
@@ -171,7 +171,8 @@ def import_recflow(src: Path, ws: Workspace, progress: Callable[[int, int], None
     files = source_files(src)
     params = ws.params()
     root = ws.logs(params)
-    _check_features(params.features)
+    hint = "; import into a fresh --root: it is given RecFlow's own params.yaml"
+    contract.check_declared(params.features, (*_REQUEST_COLUMNS, "hour", "weekday"), _ITEM_FEATURES, _ITEM_FEATURES, "RecFlow", hint)
     scratch = ws.state / "recflow"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -363,17 +364,3 @@ def _open(path: Path, columns: tuple[str, ...]) -> Any:
     if missing := [name for name in columns if name not in source.schema.names]:
         raise DataError(f"{path}: missing column: {', '.join(missing)}; found {', '.join(source.schema.names)}")
     return source
-
-
-def _check_features(features: Features) -> None:
-    for group, declared, made in (
-        ("user or context", features.user + features.context, (*_REQUEST_COLUMNS, "hour", "weekday")),
-        ("item", features.item, _ITEM_FEATURES),
-        ("history", features.history, _ITEM_FEATURES),
-    ):
-        unknown = [feature.name for feature in contract.logged(declared) if feature.name not in made]
-        if unknown:
-            raise ConfigError(
-                f"params.yaml declares the {group} feature {unknown[0]!r}, which RecFlow does not have (it has {', '.join(made)}); "
-                "import into a fresh --root: it is given RecFlow's own params.yaml"
-            )

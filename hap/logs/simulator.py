@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 
 from hap.days import day_range
-from hap.errors import ConfigError, UsageError
+from hap.errors import UsageError
 from hap.logs import contract
 from hap.logs.world import DAY_US, HOUR_US, SimulatorSettings, World, interest_affinity
 from hap.params import Features
@@ -102,7 +102,7 @@ def simulate(
     """
     if days < 1 or requests_per_day < 1:
         raise UsageError(f"{days} days of {requests_per_day} requests: both must be at least 1")
-    _check_features(features)
+    contract.check_declared(features, REQUEST_COLUMNS, ITEM_COLUMNS, HISTORY_COLUMNS, "the simulator")
     schemas = {table: contract.table_schema(table, features) for table in contract.TABLES}
     world = World(settings, seed, first_day)
     calendar = day_range(first_day, first_day + dt.timedelta(days=days - 1))
@@ -332,16 +332,3 @@ def _ripen(world: World, at_us: int) -> None:
 
 def _times(us: np.ndarray) -> pa.Array:
     return pa.array(us.astype(np.int64)).cast(contract.TIME)
-
-
-def _check_features(features: Features) -> None:
-    for group, declared, made in (
-        ("user or context", features.user + features.context, REQUEST_COLUMNS),
-        ("item", features.item, ITEM_COLUMNS),
-        ("history", features.history, HISTORY_COLUMNS),
-    ):
-        unknown = [f.name for f in contract.logged(declared) if f.name not in made]
-        if unknown:
-            raise ConfigError(
-                f"params.yaml declares the {group} feature {unknown[0]!r}, which the simulator does not make: it makes {', '.join(made)}"
-            )

@@ -12,14 +12,11 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
-from hap import durable
 from hap.errors import Busy, HapError, NotFound, Refused, ServingError, UsageError
 from hap.params import Params
 from hap.registry import ledger as journal
@@ -29,7 +26,7 @@ from hap.registry.switch import Server, Switched, answers_as, replay, restore, s
 from hap.registry.versions import label
 from hap.serving import repository
 from hap.serving.bundle import Bundle, read_bundle
-from hap.workspace import Workspace, describe_holder
+from hap.workspace import Workspace, exclusive
 
 Outcome = Literal["served", "pinned", "unchanged", "planned"]
 
@@ -399,22 +396,6 @@ def _clock(now: dt.datetime) -> Callable[[], dt.datetime]:
     return lambda: now + dt.timedelta(seconds=time.monotonic() - started)
 
 
-@contextlib.contextmanager
-def _exclusive(ws: Workspace, purpose: str, now: dt.datetime) -> Iterator[None]:
-    """Hold the workspace's promotions alone; freed by the operating system when the holder dies.
-
-    Raises:
-        Busy: another promotion, rollback or repair runs; the message says whose.
-    """
-    ws.state.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(ws.state / "promotion.lock"), ws.state / "promotion.json"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise Busy(f"{describe_holder(holder)} is changing what serves; wait for it to end, then run this again") from None
-    try:
-        durable.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+def _exclusive(ws: Workspace, purpose: str, now: dt.datetime) -> contextlib.AbstractContextManager[None]:
+    """Hold the workspace's promotions alone. Raises Busy: another promotion, rollback or repair runs; the message says whose."""
+    return exclusive(ws, "promotion", "is changing what serves", purpose, now)

@@ -18,7 +18,7 @@ import yaml
 from hap.logs.simulator import simulate
 from hap.project import project_file
 from hap.registry import versions
-from hap.workspace import Workspace, git, init_workspace
+from hap.workspace import Workspace, git, holder_file, init_workspace
 from tests.conftest import FIRST_DAY
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -118,7 +118,7 @@ def test_the_second_of_two_retrains_says_who_holds_the_lock(ws: Workspace) -> No
         stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 120
-    while not (ws.state / "holder.json").exists() and time.monotonic() < deadline:
+    while not holder_file(ws).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     second = hapctl("retrain", "--day", DAY, "--root", ws.root)
     assert second.returncode == 1

@@ -177,7 +177,7 @@ def test_only_declared_features_are_logged_and_unknown_ones_refused(params: Para
     names = pq.read_schema(contract.read_paths(tmp_path, "items", FIRST)[0]).names
     assert names == ["item_id", "event_time", "ingest_time", "published", "author_id"]
     strange = params.features.model_copy(update={"user": (Feature(name="shoe_size", type="dense"),)})
-    with pytest.raises(ConfigError, match="'shoe_size', which the simulator does not make"):
+    with pytest.raises(ConfigError, match="'shoe_size', which the simulator does not have"):
         simulate(tmp_path, FIRST, 1, 5, 1, strange)
     with pytest.raises(UsageError, match="must be at least 1"):
         simulate(tmp_path, FIRST, 0, 5, 1, few)
