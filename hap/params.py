@@ -89,7 +89,7 @@ class Features(Strict):
 
 
 class Logs(Strict):
-    path: str = Field(default="logs", description="folder below the workspace, or any fsspec URL")
+    path: str = Field(default="logs", description="folder below the workspace, or an absolute path")
     complete: bool = Field(default=True, description="whether every candidate of a request is logged, with its position")
     positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
 

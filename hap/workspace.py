@@ -83,7 +83,7 @@ class Workspace:
         return load_params(self.params_file)
 
     def logs(self, params: Params) -> str:
-        """The logs as an absolute path, or the fsspec URL of params.yaml."""
+        """The logs as an absolute path; a URL, which no command reads yet, stays as it is and is refused by name."""
         return params.logs.path if "://" in params.logs.path else str(self.root / params.logs.path)
 
 
