@@ -43,7 +43,7 @@ def prefect_api(ws: Workspace, services: bool = False) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     log = ws.state / "prefect.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as words:

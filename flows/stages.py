@@ -48,7 +48,7 @@ def dvc(ws: Workspace, *words: str, name: str, timeout_s: float = 24 * 3600) -> 
         HapError: the command failed or ran past `timeout_s`; the message is the stage's own error line.
     """
     environment = {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [sys.executable, "-m", "dvc", *words]
+    command = [sys.executable, "-P", "-m", "dvc", *words]
     process = subprocess.Popen(
         command, cwd=ws.root, env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -105,7 +105,7 @@ def _notes(ws: Workspace) -> Path:
 @contextlib.contextmanager
 def _written_down(ws: Workspace, process: "subprocess.Popen[str]") -> Iterator[None]:
     note = _notes(ws) / f"{process.pid}.json"
-    words = " ".join(map(str, process.args[2:])) if isinstance(process.args, list) else str(process.args)
+    words = " ".join(map(str, process.args[4:])) if isinstance(process.args, list) else str(process.args)
     durable.write_json(note, {"pid": process.pid, "words": words, "started": psutil.Process(process.pid).create_time()})
     try:
         yield

@@ -128,7 +128,7 @@ def init_workspace(root: Path, params_text: str | None = None) -> Workspace:
         durable.write_text(ws.params_file, params_text or project_file("params.yaml").read_text())
     durable.write_text(ws.root / "dvc.yaml", project_file("dvc.yaml").read_text())
     remote = ws.params().storage.dvc_remote
-    dvc = [sys.executable, "-m", "dvc"]
+    dvc = [sys.executable, "-P", "-m", "dvc"]
     for words in (
         ["init", "--quiet", "--force"],
         ["remote", "add", "--force", "--default", "store", remote if "://" in remote else str(Path("..") / remote)],

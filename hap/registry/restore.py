@@ -79,7 +79,7 @@ def _pull(clone: Workspace, version: int) -> None:
     """dvc pull in a process of its own, so that dvc stays out of this one."""
     environment = {**os.environ, "DVC_NO_ANALYTICS": "true", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "pull"], cwd=clone.root, capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-P", "-m", "dvc", "pull"], cwd=clone.root, capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

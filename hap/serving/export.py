@@ -228,7 +228,7 @@ def _renamed(model: onnx.ModelProto, output: str, name: str) -> onnx.ModelProto:
 
 def _try(folder: Path) -> None:
     """Run every graph on every golden request in a process of its own: a bad graph can take its process down (SIGFPE at N = 0)."""
-    done = subprocess.run([sys.executable, "-m", trial.__name__, str(folder)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", trial.__name__, str(folder)], capture_output=True, text=True)
     if done.returncode:
         last = (done.stdout.strip().splitlines() or ["the first graph"])[-1]
         why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]

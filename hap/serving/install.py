@@ -127,7 +127,7 @@ def install_runtime(progress: Progress) -> Path:
                 raise HapError(f"{prefix} holds other things; give an empty folder as HAP_TRITON_VENV")
             shutil.rmtree(prefix)
         progress(f"making the Triton runtime's venv in {prefix}")
-        _run([sys.executable, "-m", "venv", str(prefix)])
+        _run([sys.executable, "-P", "-m", "venv", str(prefix)])
         progress("installing tritonserver and ONNX Runtime (about 320 MB)")
         requirements = str(project_file("triton_repo") / "requirements.txt")
         _run([str(prefix / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-input", "-r", requirements])

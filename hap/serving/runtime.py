@@ -99,7 +99,7 @@ def start(ws: Workspace, params: Params, detach: bool) -> ServerState | None:
         return None
     _check(ws, params.serving)
     ws.state.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "hap.serving.runtime", str(ws.root), params.serving.model_dump_json()]
+    command = [sys.executable, "-P", "-m", "hap.serving.runtime", str(ws.root), params.serving.model_dump_json()]
     with open(ws.state / "serve.log", "ab") as log:
         begun = log.tell()
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
