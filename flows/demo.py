@@ -31,12 +31,12 @@ from hap.serving.client import HapClient
 from hap.serving.install import check_platform, require_runtime
 from hap.serving.request import RequestTensors
 from hap.tables import table
-from hap.workspace import MARKER, Workspace, init_workspace
+from hap.workspace import Workspace, exclusive, init_workspace, workspace_lock
 
 FIRST_DAY = dt.date(2026, 1, 1)
 DAYS = 4
 SCORED_REQUESTS = 200
-DEMO_MARK = "demo = true\n"
+DEMO_MARK = "demo"  # a file in the workspace's state folder, made first
 
 # Small enough for minutes; everything else is as in any workspace. The margin fits a judging day of
 # fifteen hundred requests, where half-widths of a GAUC's interval are near .01.
@@ -48,13 +48,19 @@ def run_demo(root: Path, requests_per_day: int, seed: int) -> dict[str, Any]:
 
     Raises:
         UsageError: `root` holds something that is not an earlier demo.
+        Busy: another demo works there.
         ServingError: Triton is not installed.
     """
     talk, begun = current(), time.perf_counter()
     check_platform()
     require_runtime()
+    with _alone(root) as ws:
+        return _first_week(ws, requests_per_day, seed, talk, begun)
+
+
+def _first_week(ws: Workspace, requests_per_day: int, seed: int, talk: Talk, begun: float) -> dict[str, Any]:
     with talk.step("workspace"):
-        ws = _fresh(root, seed)
+        _fresh(ws, seed)
     params = ws.params()
     with talk.step("simulate"):
         simulate(
@@ -122,33 +128,46 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _fresh(root: Path, seed: int) -> Workspace:
-    """A new demo workspace; an earlier demo at the same place is replaced, anything else is not touched."""
-    root = root.resolve()
-    if root.exists() and any(root.iterdir()):
-        marker = root / MARKER
-        if not marker.exists() or DEMO_MARK not in marker.read_text():
-            raise UsageError(f"{root} is not an earlier demo, so it is left alone; give another folder with --root DIR")
-        runtime.stop(Workspace(root))
-        shutil.rmtree(root)
+@contextmanager
+def _alone(root: Path) -> Iterator[Workspace]:
+    """`root` for one demo at a time: an earlier one there is stopped and taken away, anything else is not touched.
+
+    Raises:
+        UsageError: it holds something that is not a demo.
+        Busy: another demo or command works in it.
+    """
+    ws = Workspace(root.resolve())
+    now = dt.datetime.now(dt.UTC)
+    if ws.root.exists() and any(ws.root.iterdir()):
+        if not (ws.state / DEMO_MARK).exists():
+            raise UsageError(f"{ws.root} is not an earlier demo, so it is left alone; give another folder with --root DIR")
+        with exclusive(ws, "demo", f"runs in {ws.root}", "demo", now), workspace_lock(ws, "demo", now):
+            runtime.stop(ws)
+            shutil.rmtree(ws.root)
+            (ws.state).mkdir(parents=True)  # the locks lie here until the new demo holds its own
+    ws.state.mkdir(parents=True, exist_ok=True)
+    (ws.state / DEMO_MARK).touch()
+    with exclusive(ws, "demo", f"runs in {ws.root}", "demo", now):
+        yield ws
+
+
+def _fresh(ws: Workspace, seed: int) -> Workspace:
+    """A new workspace with the demo's parameters and free ports."""
     raw = yaml.safe_load(project_file("params.yaml").read_text())
     for section, values in DEMO_PARAMS.items():
         raw[section] = {**raw.get(section, {}), **values}
     raw["seed"] = seed
     raw["serving"] = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
     text = "# The parameters of `hapctl demo`: small sizes and free ports; see the project's params.yaml for what each means.\n"
-    root.mkdir(parents=True, exist_ok=True)
-    durable.write_text(root / ".hap" / "init", "demo\n")
-    ws = init_workspace(root, text + yaml.safe_dump(raw, sort_keys=False))
-    durable.write_text(ws.root / MARKER, (ws.root / MARKER).read_text() + DEMO_MARK)
-    return ws
+    durable.write_text(ws.state / "init", "demo\n")  # so that init_workspace takes the folder, which holds the demo's mark
+    return init_workspace(ws.root, text + yaml.safe_dump(raw, sort_keys=False))
 
 
 @contextmanager
 def _server(ws: Workspace, params: Params, talk: Talk) -> Iterator[None]:
     """The server of the workspace for the block, whatever ends it."""
     with talk.step("serve"):
-        runtime.start(ws, params, detach=True)
+        runtime.start(ws, params, detach=True, tied=True)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from flows.judge import judge, opponent_of
 from flows.stages import end_orphans
 from flows.talk import Talk, current, talking
 from hap.days import judging_days, parse_day
+from hap.errors import UsageError
 from hap.evaluation.gate import Verdict
 from hap.params import MODELS
 from hap.registry import versions
@@ -60,11 +61,15 @@ def judge_version(ws: Workspace, version: int, against: int | None, day: dt.date
     """Judge a registered version anew, against the champion where nothing else is named.
 
     Raises:
-        NotFound: the version is not registered, or the day has no samples.
+        NotFound: a version is not registered, or the day has no samples.
+        UsageError: a version against itself.
     """
     params = ws.params()
     registered = versions.get(ws, params, version)
-    against = opponent_of(ws, params, version) if against is None else against
+    if against is None:
+        against = opponent_of(ws, params, version)
+    elif versions.get(ws, params, against).number == version:
+        raise UsageError(f"v{version} cannot be judged against itself; give another version to --against")
     wanted = day or parse_day(str(registered.day))
     with workspace_lock(ws, f"gate run --model v{version}", dt.datetime.now(dt.UTC)), current().step("gate"):
         verdict = judge(ws, params, version, against, judging_days(wanted, params.gate.days))

@@ -12,12 +12,15 @@ def parse_day(text: str) -> dt.date:
     """A day written YYYY-MM-DD.
 
     Raises:
-        UsageError: the text is not such a date.
+        UsageError: the text is not such a date, or one that no log can have.
     """
     try:
-        return dt.datetime.strptime(text, "%Y-%m-%d").date()
+        day = dt.datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
         raise UsageError(f"{text!r} is not a day; write it as YYYY-MM-DD, for example 2026-01-31") from None
+    if not 1970 <= day.year <= 2200:
+        raise UsageError(f"{text} lies outside 1970 to 2200; write the day as YYYY-MM-DD, for example 2026-01-31")
+    return day
 
 
 def start_of(day: dt.date) -> dt.datetime:

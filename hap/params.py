@@ -263,7 +263,9 @@ def load_params(path: Path) -> Params:
         ConfigError: no such file, not YAML, an unknown key (with the nearest known one) or a bad value.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing; `hapctl init` writes one with every default explained") from None
     try:

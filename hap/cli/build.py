@@ -80,6 +80,7 @@ def evaluate(
     ] = None,
     root: Root = None,
     json: Json = False,
+    dry_run: DryRun = False,
 ) -> None:
     """GAUC and AUC of both models on the window's held-out requests, training what is not up to date.
 
@@ -88,6 +89,9 @@ def evaluate(
     from flows.partly import evaluate_models
 
     ws, wanted = _standing(root, day)
+    if dry_run:
+        typer.echo(f"would train what is stale for {wanted} and write {ws.root / 'metrics.json'}")
+        return
     metrics = evaluate_models(ws, wanted)
     rows = [
         [name, metric.upper(), *[f"{value:.4f}" for value in metrics[name][metric].values()]]

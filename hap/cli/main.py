@@ -4,7 +4,12 @@ Nothing heavy is imported here or at the top of the modules it names: `hapctl --
 """
 
 import os
+import signal
 import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -32,13 +37,40 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        code = app(standalone_mode=False)  # a code where a word ended with one
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; what was finished stays, and the same words go on from there", 130)
     except HapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # Typer's own usage errors, of the click that it carries along
+            error.show()
+            sys.exit(error.exit_code)
+        _fail(f"a defect of hap: {type(error).__name__}: {' '.join(str(error).split())[:300]}; its traceback is in {_keep_traceback()}", 1)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends like an exception, so that what was started is stopped."""
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _keep_traceback() -> Path:
+    """Write the current traceback where a report can quote it."""
+    import platformdirs
+
+    folder = platformdirs.user_state_path("hap", ensure_exists=True)
+    path = folder / f"defect-{os.getpid()}.txt"
+    path.write_text(traceback.format_exc())
+    return path

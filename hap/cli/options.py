@@ -9,7 +9,6 @@ import orjson
 import typer
 
 from hap.days import parse_day
-from hap.errors import UsageError
 
 Root = Annotated[
     Path | None,
@@ -31,11 +30,3 @@ def answer(value: Any, text: str, as_json: bool) -> None:
 def day_of(text: str) -> dt.date:
     """The day typed."""
     return parse_day(text)
-
-
-def exactly_one(**given: Any) -> None:
-    """Refuse none or several of options that exclude each other."""
-    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
-    if len(named) != 1:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageError(f"give exactly one of {options}; found {' and '.join(named) or 'none'}")

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
 
-from hap.cli.options import DryRun, Json, Root, answer, day_of, exactly_one
-from hap.errors import DataError
+from hap.cli.options import DryRun, Root, answer, day_of
+from hap.errors import DataError, UsageError
 from hap.workspace import find_workspace
 
 
@@ -75,7 +74,7 @@ def score(
     from_day: Annotated[str | None, typer.Option(help="Score logged requests of this day instead.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(help="How many requests of the day.", min=1)] = 10,
     root: Root = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one object a request; a FILE always gets them.")] = False,
 ) -> None:
     """Score requests with the served version: score, route and click probability of each candidate.
 
@@ -87,7 +86,8 @@ def score(
     from hap.serving.request import RequestTensors, requested_k
     from hap.serving.runtime import require_server
 
-    exactly_one(file=file, from_day=from_day)
+    if (file is None) == (from_day is None):
+        raise UsageError("give either a FILE (- for stdin) or --from-day; see `hapctl score --help`")
     ws = find_workspace(root)
     params = ws.params()
     if from_day:
@@ -113,7 +113,7 @@ def score(
                 "ctr": ctr.tolist(),
             }
             if as_json or file:
-                sys.stdout.write(orjson.dumps(value).decode() + "\n")
+                sys.stdout.write(json.dumps(value) + "\n")
             else:
                 best = sorted(range(len(items)), key=lambda place: -scored.score[place])[:5]
                 shown = "  ".join(
@@ -126,11 +126,12 @@ def score(
 
 def _lines(file: Path):  # type: ignore[no-untyped-def]
     """(where, request) of each line of the file."""
-    with contextlib.nullcontext(sys.stdin) if str(file) == "-" else file.open(encoding="utf-8") as stream:
+    stream = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+    with contextlib.nullcontext(stream) if str(file) == "-" else stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
                     # The standard parser reads NaN, which orjson does not: then the column that holds it can be named.
                     yield f"{file}, line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
+                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise DataError(f"{file}, line {number}: not JSON ({error})") from None

@@ -2,7 +2,7 @@
 
 import typer
 
-from hap.cli.options import Day, Json, Root, answer, day_of
+from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
 from hap.tables import table
 from hap.workspace import find_workspace
 
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def drift(day: Day, root: Root = None, json: Json = False) -> None:
+def drift(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = False) -> None:
     """Compare a day with the champion's training window: an HTML page and JSON. Exit code 4 when something drifted.
 
     Example: hapctl drift --day 2026-01-04
@@ -22,9 +22,12 @@ def drift(day: Day, root: Root = None, json: Json = False) -> None:
     from flows.drift import drift_day
     from flows.talk import Talk, talking
 
-    ws = find_workspace(root)
+    ws, wanted = find_workspace(root), day_of(day)
+    if dry_run:
+        typer.echo(f"would compare {wanted} with the champion's training window and write into {ws.pages}")
+        return
     with talking(Talk()):
-        found = drift_day(ws, day_of(day))
+        found = drift_day(ws, wanted)
     rows = [
         [name, one.method, _figure(one.value), _figure(one.threshold), "DRIFTED" if one.drifted else one.note or ""]
         for name, one in found.columns.items()

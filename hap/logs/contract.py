@@ -215,8 +215,14 @@ def _chain(first: pa.Table | pa.RecordBatch, rest: Iterator[pa.Table | pa.Record
 
 
 def _marked_days(logs_root: str | Path, table: str) -> list[dt.date]:
-    folders = day_folder(logs_root, table, dt.date.min).parent.glob("day=*")
-    return sorted(parse_day(folder.name.removeprefix("day=")) for folder in folders if (folder / MARKER).exists())
+    days = []
+    for folder in day_folder(logs_root, table, dt.date.min).parent.glob("day=*"):
+        if (folder / MARKER).exists():
+            try:
+                days.append(parse_day(folder.name.removeprefix("day=")))
+            except UsageError:
+                raise DataError(f"{folder} is not the folder of a day; name it day=YYYY-MM-DD, or take it away") from None
+    return sorted(days)
 
 
 @contextlib.contextmanager

@@ -16,9 +16,11 @@ def logged_requests(ws: Workspace, params: Params, day: dt.date, limit: int) -> 
     """The day's first `limit` requests by id, each a JSON-able object of the form that `hapctl score` reads.
 
     Raises:
-        DataError: no logs for the day.
+        DataError: no logs for the day, or logs that break the contract.
     """
     root, features = ws.logs(params), params.features
+    for name in ("requests", "candidates", "items"):
+        contract.check_day(root, name, day, params)
     con = engines.connect(params.collect)
     try:
         requests = con.read_parquet(contract.read_paths(root, "requests", day), table_name="requests")

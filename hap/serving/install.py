@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -89,7 +90,10 @@ def require_runtime() -> Path:
     """
     if not is_installed():
         raise ServingError(f"Triton is not installed in {runtime_prefix()}; install it with `hapctl serve --install`")
-    return runtime_prefix()
+    prefix = runtime_prefix()
+    if not re.fullmatch(r"[A-Za-z0-9/._+@~-]+", str(prefix)):
+        raise ServingError(f"Triton cannot run from {prefix!s}: blanks or foreign letters in the path; set HAP_TRITON_VENV to a plain one")
+    return prefix
 
 
 def server_folder(prefix: Path) -> Path:

@@ -87,8 +87,11 @@ def require_server(ws: Workspace) -> ServerState:
     return state
 
 
-def start(ws: Workspace, params: Params, detach: bool) -> ServerState | None:
+def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> ServerState | None:
     """Start the server: in this process until it is stopped, or detached; then the state of the ready server is returned.
+
+    Args:
+        tied: a detached server that ends when this process does, however it ends.
 
     Raises:
         ServingError: Triton is not installed, or the server did not come up; its last words are repeated.
@@ -102,7 +105,14 @@ def start(ws: Workspace, params: Params, detach: bool) -> ServerState | None:
     command = [sys.executable, "-P", "-m", "hap.serving.runtime", str(ws.root), params.serving.model_dump_json()]
     with open(ws.state / "serve.log", "ab") as log:
         begun = log.tell()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=server.die_with_parent if tied else None,
+        )
     up = server.wait_for(lambda: child.poll() is not None or ((state := server_state(ws)) is not None and state.ready), READY_S)
     state = server_state(ws)
     if not up or state is None or child.poll() is not None:

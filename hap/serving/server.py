@@ -3,9 +3,12 @@
 import contextlib
 import ctypes
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from hap.serving.install import backend_folder, libpython_folder, server_folder,
 
 EXIT_TIMEOUT_S = 10  # how long a server that was asked to end lets requests finish
 _SHM = Path("/dev/shm")
+_PLAIN = re.compile(r"[A-Za-z0-9/._+@~-]+")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,7 +49,7 @@ def spawn(prefix: Path, repo: Path, settings: Serving, log: Path, shm_prefix: st
     server = server_folder(prefix)
     command = [
         str(server / "bin" / "tritonserver"),
-        f"--model-repository={repo}",
+        f"--model-repository={plain_path(repo, shm_prefix)}",
         f"--backend-directory={backend_folder(prefix)}",
         f"--cache-directory={server / 'caches'}",
         "--model-control-mode=explicit",
@@ -82,6 +86,8 @@ def end(process: subprocess.Popen[bytes], shm_prefix: str, *, drain: bool) -> No
     kill_group(process.pid)
     process.wait()
     free_shared_memory(shm_prefix)
+    for folder in Path(tempfile.gettempdir()).glob(f"{shm_prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kill_group(group: int) -> None:
@@ -106,6 +112,18 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def plain_path(path: Path, shm_prefix: str) -> Path:
+    """The path, or a link to it without blanks and foreign letters: Triton's stubs split their arguments at blanks and read ASCII.
+
+    The link lies in a private folder that `end` removes.
+    """
+    if _PLAIN.fullmatch(str(path)):
+        return path
+    link = Path(tempfile.mkdtemp(prefix=shm_prefix)) / "repository"
+    link.symlink_to(path, target_is_directory=True)
+    return link
 
 
 def _ports(settings: Serving) -> dict[str, int]:

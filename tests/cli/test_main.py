@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from hap.cli.main import app, main
+from hap.errors import DataError
 from hap.workspace import Workspace, init_workspace
 
 HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
@@ -98,7 +99,9 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["restore", "v1", "--into", "/nonexistent/x"], 1, "v1 is not registered"),
         (["drift", "--day", "2026-01-03"], 1, "no champion yet"),
         (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
-        (["score"], 2, "exactly one of"),
+        (["score"], 2, "FILE"),
+        (["retrain", "--day", "0001-01-01"], 2, "1970"),
+        (["simulate", "--from", "9999-12-30"], 2, "1970"),
         (["train"], 2, "--day"),
         (["import", "recflow", "/nonexistent"], 1, "/nonexistent"),
         (["simulate", "--from", "soon"], 2, "YYYY-MM-DD"),
@@ -119,6 +122,27 @@ def test_an_unknown_key_is_one_line_with_the_nearest_one(hapctl: Run, tmp_path: 
     assert code == 1
     assert "'train.epoch'; did you mean 'epochs'?" in err
     assert err.count("\n") == 1
+
+
+def test_a_params_file_that_is_not_utf8_is_one_line(hapctl: Run, tmp_path: Path) -> None:
+    ws = init_workspace(tmp_path / "ws")
+    ws.params_file.write_bytes(b"seed: 1 # \xff\n")
+    code, _, err = hapctl("status", "--root", ws.root)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "not UTF-8" in err
+
+
+def test_a_defect_is_one_line_that_names_its_traceback(hapctl: Run, ws: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def broken(_: Workspace) -> None:
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(Workspace, "params", broken)
+    code, _, err = hapctl("models", "--root", ws.root)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "ZeroDivisionError: a b" in err
+    assert "in broken" in Path(err.split("its traceback is in ")[1].strip()).read_text()
 
 
 def test_no_workspace_is_told_with_the_word_that_makes_one(hapctl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +176,17 @@ def test_answers_are_json_where_asked(hapctl: Run, ws: Workspace) -> None:
         "triton",
         "ledger",
     }
+
+
+def test_score_names_what_is_wrong_with_a_line(hapctl: Run, ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hap.cli import serving
+
+    for content in (b'{"a": ', b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "lines").write_bytes(b"{}\n" + content + b"\n")
+        lines = serving._lines(tmp_path / "lines")
+        assert next(lines) == (f"{tmp_path / 'lines'}, line 1", {})
+        with pytest.raises(DataError, match="line 2: not JSON"):
+            next(lines)
 
 
 def test_a_demo_never_replaces_what_is_not_a_demo(hapctl: Run, ws: Workspace) -> None:

@@ -3,6 +3,9 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -209,3 +212,34 @@ def test_a_hung_server_is_a_missed_deadline() -> None:
 
 def _calls(client: HapClient) -> list[Callable[[], object]]:
     return [lambda: client.score(request_of(3), model="hap"), client.schema, lambda: client.versions("hap")]
+
+
+def test_a_workspace_whose_path_has_blanks_and_foreign_letters_serves(tmp_path: Path, bundles: dict[int, Bundle]) -> None:
+    ws = Workspace(tmp_path / "Über uns" / "[ws] ä")
+    ws.state.mkdir(parents=True)
+    repository.render(bundles[1], 1, ws.triton)
+    repository.pin(ws.triton, 1, [1])
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    assert state is not None and state.champion == 1
+    try:
+        with HapClient(state.grpc_url) as client:
+            assert len(client.score(request_of(5)).score) == 5
+    finally:
+        assert runtime.stop(ws)
+    assert not list(Path(tempfile.gettempdir()).glob(f"{state.shm_prefix}*"))
+
+
+def test_a_tied_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    ws, params = Workspace(tmp_path), params_with(free_serving())
+    code = "import sys, time; from pathlib import Path; from hap.params import Serving; from hap.serving import runtime\n"
+    code += "from hap.workspace import Workspace; from tests.serving.conftest import params_with\n"
+    code += "runtime.start(Workspace(Path(sys.argv[1])), params_with(Serving.model_validate_json(sys.argv[2])), detach=True, tied=True)\n"
+    code += "print('up', flush=True); time.sleep(300)"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, str(ws.root), params.serving.model_dump_json()], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE
+    )
+    assert starter.stdout is not None and starter.stdout.readline() == b"up\n"
+    state = runtime.require_server(ws)
+    starter.kill()
+    starter.communicate()
+    assert server.wait_for(lambda: not psutil.pid_exists(state.pid) and not group_of(state.server_pid), BACK_S)
