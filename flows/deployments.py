@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def nightly(root: str) -> list[str]:
     return [f"{outcome.day} v{outcome.version} {outcome.verdict.verdict}" for outcome in backfill(ws, days)]
 
 
+def deployment_name(ws: Workspace) -> str:
+    """A name that no other workspace has: Prefect's database knows those of every workspace of this user."""
+    return f"nightly-{ws.root.name}-{hashlib.sha256(str(ws.root).encode()).hexdigest()[:8]}"
+
+
 def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
     """Serve the schedule of params.yaml in this process until it is stopped; a run that is under way is stopped with it.
 
@@ -35,7 +41,7 @@ def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
         before = psutil.Process().children(recursive=True)
         try:
             nightly.serve(
-                name=f"nightly-{ws.root.name}",
+                name=deployment_name(ws),
                 schedule=Cron(schedule.cron, timezone=schedule.timezone),
                 parameters={"root": str(ws.root)},
                 limit=1,
