@@ -3,6 +3,8 @@
 import contextlib
 import datetime as dt
 import hashlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,25 +32,32 @@ def deployment_name(ws: Workspace) -> str:
 
 
 def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
-    """Serve the schedule of params.yaml in this process until it is stopped; a run that is under way is stopped with it.
+    """Serve the schedule of params.yaml until it is stopped, and end the process; a run that is under way is stopped with it.
 
     Args:
         started: called with the API's URL once the schedule is about to be served.
     """
-    schedule = ws.params().schedule
-    with prefect_api(ws, services=True) as url:
-        started(url)
-        before = psutil.Process().children(recursive=True)
-        try:
-            nightly.serve(
-                name=deployment_name(ws),
-                schedule=Cron(schedule.cron, timezone=schedule.timezone),
-                parameters={"root": str(ws.root)},
-                limit=1,
-                print_starting_message=False,
-            )
-        finally:
-            _end([process for process in psutil.Process().children(recursive=True) if process not in before])
+    schedule, serving = ws.params().schedule, False
+    try:
+        with prefect_api(ws, services=True) as url:
+            serving = True
+            started(url)
+            before = psutil.Process().children(recursive=True)
+            try:
+                nightly.serve(
+                    name=deployment_name(ws),
+                    schedule=Cron(schedule.cron, timezone=schedule.timezone),
+                    parameters={"root": str(ws.root)},
+                    limit=1,
+                    print_starting_message=False,
+                )
+            finally:
+                _end([process for process in psutil.Process().children(recursive=True) if process not in before])
+    finally:
+        if serving:  # all is stopped by now, but Prefect's worker of events would knock for minutes at a server that is gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _end(processes: list[psutil.Process]) -> None:
