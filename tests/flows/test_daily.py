@@ -21,7 +21,7 @@ from hap.registry import versions
 from hap.workspace import Workspace, git, holder_file, init_workspace
 from tests.conftest import FIRST_DAY
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 DAY = FIRST_DAY + dt.timedelta(days=2)
 
 
@@ -133,7 +133,7 @@ def test_the_schedule_takes_the_due_day_and_leaves_nothing_when_it_is_stopped(ws
     served = subprocess.Popen(
         [sys.executable, "-m", "hap.cli", "schedule", "--root", str(ws.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 800
     while not (ws.verdicts / "v1.json").exists() and served.poll() is None and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(3)  # the verdict's commit
