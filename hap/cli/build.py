@@ -8,6 +8,7 @@ import typer
 
 from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
 from hap.errors import UsageError
+from hap.params import MODELS, NEGATIVES
 from hap.tables import table
 from hap.workspace import Workspace, find_workspace
 
@@ -93,12 +94,12 @@ def evaluate(
         typer.echo(f"would train what is stale for {wanted} and write {ws.root / 'metrics.json'}")
         return
     metrics = evaluate_models(ws, wanted)
-    rows = [
-        [name, metric.upper(), *[f"{value:.4f}" for value in metrics[name][metric].values()]]
-        for name in ("light", "expressive")
-        for metric in ("gauc", "auc")
-    ]
-    answer(metrics, table(["model", "metric", *metrics["light"]["gauc"]], rows), json)
+    rows = []
+    for name in MODELS:
+        for metric in ("gauc", "auc"):
+            found = [metrics[name][metric][kind] for kind in NEGATIVES]
+            rows.append([name, metric.upper(), *[None if value is None else f"{value:.4f}" for value in found]])
+    answer(metrics, table(["model", "metric", *NEGATIVES], rows), json)
 
 
 def export(
