@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -25,6 +26,7 @@ from hap import durable
 from hap.days import parse_day
 from hap.errors import HapError
 from hap.evaluation.gate import Verdict
+from hap.params import MODELS
 from hap.registry.versions import read_verdict
 from hap.workspace import Workspace, commit, workspace_lock
 
@@ -82,15 +84,9 @@ def retrain(root: str, day: str) -> State:
             _step(steps.collect, "collect")(ws, params, window)
         steps.prepare(ws, params, window)
         with talk.step("train"):
-            training = [_step(steps.train, f"train {name}").submit(ws, name) for name in ("light", "expressive")]
-            for future in training:
-                future.wait()
-            for future in training:
-                future.result()
-        with talk.step("evaluate"):
-            _step(steps.evaluate, "evaluate")(ws)
-        with talk.step("export"):
-            _step(steps.export, "export")(ws)
+            _side_by_side(*[_step(steps.train, f"train {name}").submit(ws, name) for name in MODELS])
+        # Both read the trained models and neither reads the other's output.
+        _side_by_side(_step(steps.evaluate, "evaluate").submit(ws), _step(steps.export, "export").submit(ws))
         with talk.step("register"):
             revision = _step(steps.keep, "keep")(ws, params, judged)
             version = _step(steps.register, "register")(ws, params, judged, revision)
@@ -104,6 +100,13 @@ def retrain(root: str, day: str) -> State:
             with talk.step("promote"):
                 talk.say(f"  {_step(steps.promote, 'promote')(ws, params, version)}")
     return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {verdict.reasons[0] if verdict.reasons else verdict.verdict}")
+
+
+def _side_by_side(*running: PrefectFuture[Any]) -> None:
+    """Wait for all, so that none is left behind when another fails; then raise what failed."""
+    wait(list(running))
+    for future in running:
+        future.result()
 
 
 def retrain_day(ws: Workspace, day: dt.date) -> Outcome:

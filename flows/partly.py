@@ -43,8 +43,7 @@ def evaluate_models(ws: Workspace, day: dt.date) -> dict[str, Any]:
     """metrics.json of the window before `day`."""
     with _prepared(ws, day, f"evaluate --day {day}"):
         _train(ws, MODELS)
-        with current().step("evaluate"):
-            steps.evaluate(ws)
+        steps.evaluate(ws)
         return dict(orjson.loads((ws.root / "metrics.json").read_bytes()))
 
 
@@ -52,8 +51,7 @@ def export_bundle(ws: Workspace, day: dt.date) -> Bundle:
     """The bundle of the window before `day`."""
     with _prepared(ws, day, f"export --day {day}"):
         _train(ws, MODELS)
-        with current().step("export"):
-            steps.export(ws)
+        steps.export(ws)
         return read_bundle(ws.bundle)
 
 

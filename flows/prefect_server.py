@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prefect.events.worker import EventsWorker
@@ -28,16 +28,18 @@ VARIABLE = "PREFECT_API_URL"
 
 
 @contextlib.contextmanager
-def prefect_api(ws: Workspace, services: bool = False) -> Iterator[str]:
+def prefect_api(ws: Workspace, services: bool = False, meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
     """Make flows of the block known to a server: the caller's where PREFECT_API_URL is set, else one of our own. Yields the URL.
 
     Args:
         services: whether it schedules, too.
+        meanwhile: what to do while it comes up, which takes seconds.
 
     Raises:
         HapError: the server did not come up; its log is named.
     """
     if url := os.environ.get(VARIABLE):
+        meanwhile()
         yield url
         return
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -54,6 +56,7 @@ def prefect_api(ws: Workspace, services: bool = False) -> Iterator[str]:
             preexec_fn=die_with_parent,
         )
     try:
+        meanwhile()
         _wait(server, url, log)
         os.environ[VARIABLE] = url  # for the processes that run scheduled flows
         with temporary_settings({PREFECT_API_URL: url}):

@@ -79,12 +79,14 @@ def train(ws: Workspace, name: str) -> None:
 
 def evaluate(ws: Workspace) -> None:
     """Measure both members on the held-out requests as a DVC stage."""
-    repro(ws, "evaluate", name="evaluate")
+    with current().step("evaluate"):
+        repro(ws, "evaluate", name="evaluate")
 
 
 def export(ws: Workspace) -> None:
     """Build and check the bundle as a DVC stage."""
-    repro(ws, "export", name="export")
+    with current().step("export"):
+        repro(ws, "export", name="export")
 
 
 def keep(ws: Workspace, params: Params, day: dt.date) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import io
 import os
 import socket
 import subprocess
@@ -127,18 +128,7 @@ def init_workspace(root: Path, params_text: str | None = None) -> Workspace:
     if not ws.params_file.exists():
         durable.write_text(ws.params_file, params_text or project_file("params.yaml").read_text())
     durable.write_text(ws.root / "dvc.yaml", project_file("dvc.yaml").read_text())
-    remote = ws.params().storage.dvc_remote
-    dvc = [sys.executable, "-P", "-m", "dvc"]
-    for words in (
-        ["init", "--quiet", "--force"],
-        ["remote", "add", "--force", "--default", "store", remote if "://" in remote else str(Path("..") / remote)],
-        ["config", "core.analytics", "false"],
-        ["config", "core.check_update", "false"],
-    ):
-        cwd = ws.root / ".dvc" if words[0] == "remote" and "://" not in remote else ws.root
-        done = subprocess.run([*dvc, *words], cwd=cwd, capture_output=True, text=True)
-        if done.returncode:
-            raise HapError(f"dvc {words[0]} failed in {ws.root}: {done.stderr.strip().splitlines()[-1]}")
+    _init_dvc(ws)
     durable.write_text(
         ws.root / ".dvcignore", "# What a killed write left beside its place; the next write there removes it.\n.*.new\n.*.old\n.*.tmp\n"
     )
@@ -148,6 +138,22 @@ def init_workspace(root: Path, params_text: str | None = None) -> Workspace:
     commit(ws, "New workspace")
     begun.unlink()
     return ws
+
+
+def _init_dvc(ws: Workspace) -> None:
+    """A DVC repo with one default remote, which tells nobody anything; one that stands is configured anew."""
+    import configobj  # DVC's own reader and writer of this file
+
+    done = subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "--quiet", "--force"], cwd=ws.root, capture_output=True, text=True)
+    if done.returncode:
+        raise HapError(f"dvc init failed in {ws.root}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    remote = ws.params().storage.dvc_remote
+    settings = configobj.ConfigObj(encoding="utf-8")
+    settings["core"] = {"analytics": False, "check_update": False, "remote": "store"}
+    settings['remote "store"'] = {"url": remote if "://" in remote else str(Path("..") / remote)}  # a path counts from .dvc/
+    written = io.BytesIO()
+    settings.write(written)
+    durable.write_bytes(ws.root / ".dvc" / "config", written.getvalue())
 
 
 def git(ws: Workspace, *words: str) -> str:
