@@ -38,9 +38,12 @@ class Feature(Strict):
     rows: int | None = Field(default=None, ge=2, description="rows of the hashed embedding table; ids and categories only")
     missing: float = Field(default=0.0, description="stands in for an absent dense value before scaling")
     scale: Literal["linear", "log"] = Field(default="linear", description="log: log(1 + max(x, 0)) before normalisation")
+    known: int | None = Field(default=None, ge=1, description="categories only: the log contract admits 1..known; null admits any")
 
     @model_validator(mode="after")
     def _rows_go_with_ids(self) -> "Feature":
+        if self.known is not None and self.type != "category":
+            raise ValueError(f"feature {self.name!r}: `known` has a meaning for a category only, not for type {self.type}")
         if (self.type == "dense") != (self.rows is None):
             raise ValueError(f"feature {self.name!r}: `rows` is needed for an id or category and has no meaning for dense")
         return self
@@ -92,6 +95,8 @@ class Logs(Strict):
     path: str = Field(default="logs", description="folder below the workspace, or an absolute path")
     complete: bool = Field(default=True, description="whether every candidate of a request is logged, with its position")
     positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
+    quarantine: bool = Field(default=False, description="whether rows that break the contract are set aside instead of refusing the day")
+    max_bad_share: float = Field(default=0.01, ge=0, lt=1, description="quarantine: largest share of a table's rows that may be set aside")
 
 
 class Window(Strict):
