@@ -107,6 +107,14 @@ def collect(
             help="Count what was ingested up to here (ISO 8601 UTC); else the day's end plus the label delay.", show_default=False
         ),
     ] = None,
+    quarantine: Annotated[
+        bool | None,
+        typer.Option(
+            "--quarantine/--no-quarantine",
+            help="Set rows that break the log contract aside, up to logs.max_bad_share; else logs.quarantine decides.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -114,18 +122,28 @@ def collect(
 
     Example: hapctl collect --day 2026-01-03
     """
+    from hap.days import default_as_of
     from hap.logs import contract
+    from hap.samples import late
     from hap.samples.collect import collect_day
 
     ws = find_workspace(root)
     params, wanted = ws.params(), day_of(day)
     moment = _moment(as_of) if as_of else None
     if dry_run:
-        rows = {name: contract.check_day(ws.logs(params), name, wanted, params) for name in ("requests", "candidates", "items")}
-        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in rows.items())}); would collect them")
+        delay = params.collect.label_delay_hours
+        logs = contract.day_logs(ws.logs(params), wanted, delay)
+        tally = contract.check_logs(logs, params, moment or default_as_of(wanted, delay))
+        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them")
         return
     with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
-        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen)
+        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen, set_aside=quarantine)
+    if found := late.find(ws, wanted):
+        typer.echo(
+            f"{wanted} is closed and stays as it is: {found.total:,} late rows ({_counts(found.rows)}) lie in {ws.late}; "
+            f"`hapctl collect --day {wanted} --reopen` takes in the {found.by_as_of:,} that were ingested by {manifest.as_of}",
+            err=True,
+        )
     answer(manifest.to_json(), _manifest_text(ws, manifest.to_json()), json)
 
 
@@ -147,15 +165,17 @@ def show(
 
 def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
     from hap.registry import versions
-    from hap.samples import partitions
+    from hap.samples import late, partitions
 
     manifest = partitions.load(ws, day).to_json()
     known = versions.list_versions(ws, ws.params())
     trained = [version.label for version in known if day.isoformat() in version.window]
     judged = [version.label for version in known if day.isoformat() in (versions.read_verdict(ws, version.number) or {}).get("days", ())]
-    value = {**manifest, "trained": trained, "judged": judged}
+    since = late.find(ws, day)
+    value = {**manifest, "late_since": since.rows if since else {}, "trained": trained, "judged": judged}
     lines = [
         _manifest_text(ws, manifest),
+        f"late since      {_counts(since.rows) if since else 'none'}",
         f"trained on it   {', '.join(trained) or 'none'}",
         f"judged by it    {', '.join(judged) or 'none'}",
     ]
@@ -181,8 +201,23 @@ def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-a
     buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
-        f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}"
+        f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}\n"
+        f"watermark       {manifest['watermark']}\nlate rows       {_counts(manifest['late'])}\nquarantined     {_quarantined(manifest)}\n"
+        f"unmatched       {manifest['feedback_unmatched']:,} feedback rows of requests that no day near has"
     )
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in rows.items()) or "none"
+
+
+def _quarantined(manifest: dict) -> str:  # type: ignore[type-arg]
+    """Rows set aside by table, with the rule that most of them broke."""
+    said = []
+    for name, rules in manifest["quarantined"].items():
+        worst = max(sorted(rules), key=lambda rule: rules[rule])
+        said.append(f"{name} {sum(rules.values()):,} (mostly: {worst})")
+    return "; ".join(said) or "none"
 
 
 def _span(days: tuple[str, ...]) -> str:

@@ -118,7 +118,7 @@ def check_logs(logs: DayLogs, params: Params, as_of: dt.datetime, spill: Path | 
 
 
 def _check_table(
-    con: "duckdb.DuckDBPyConnection", table: str, day: dt.date, paths: Sequence[str], params: Params, as_of: dt.datetime | None
+    con: "duckdb.DuckDBPyConnection", table: str, day: dt.date, paths: Sequence[str], params: Params, as_of: dt.datetime
 ) -> tuple[int, int, dt.datetime | None]:
     """Rows, rows ingested after `as_of`, and the last ingest_time up to it."""
     schema = check_columns(table, paths, params)
@@ -201,7 +201,7 @@ def _check_rows(
         f"SELECT file_row_number, {columns} FROM {scan([path], located=True)} "
         f"WHERE {rule.broken} ORDER BY file_row_number LIMIT {EXAMPLES}",
     )  # fmt: skip
-    listed = "; ".join(f"row {row[0]}: {_pairs(shown, row[1:])}" for row in examples)
+    listed = "; ".join(f"row {row[0]}: {_pairs(shown, row[1:])}" for row in examples) or "no row to show"
     more = f" ({len(bad) - 1} more rule(s) broken)" if len(bad) > 1 else ""
     raise BrokenRows(f"{path}: {rule.name}: {count} of {rows} rows; {listed}{more}; {NEXT}")
 
@@ -215,19 +215,19 @@ def _check_unique(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], key: t
         listed = "; ".join(f"{_pairs(list(key), row[:-1])} x{row[-1]}" for row in rows)
         where = " AND ".join(f"{name} = {value}" for name, value in zip(key, rows[0][:-1], strict=True))
         files = query(con, paths[0], f"SELECT DISTINCT filename FROM {scan(paths, located=True)} WHERE {where} ORDER BY 1")
-        raise BrokenRows(f"{files[-1][0]}: duplicate ({columns}): {surplus} surplus rows; {listed}; {NEXT}")
+        path = files[-1][0] if files else paths[-1]  # a damaged file may hold values that its own statistics deny
+        raise BrokenRows(f"{path}: duplicate ({columns}): {surplus} surplus rows; {listed}; {NEXT}")
 
 
-def position_faults(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: int) -> dict[str, str]:
+def position_faults(candidates: Sequence[str], requests: int) -> dict[str, str]:
     """For each stage the aggregate condition, by request, that holds where positions are not exactly 1..n.
 
     Bitmaps tell repeats from gaps in one pass; where a few long requests would make them large, values are
     counted instead.
     """
     names = [f"{stage}_position" for stage in STAGES]
-    sql = f"SELECT max(greatest({', '.join(f'coalesce({name}, 1)' for name in names)})) FROM {scan(candidates)}"
-    largest = query(con, candidates[0], sql)[0][0]
-    if requests * largest <= 8 * _BITMAP_BYTES:
+    largest = _largest(candidates, names)
+    if largest is not None and requests * largest <= 8 * _BITMAP_BYTES:
         different = f"bit_count(bitstring_agg(CASE WHEN {{0}} >= 1 THEN {{0}} END, 1, {largest}))"
     else:
         different = "count(DISTINCT {0})"
@@ -235,28 +235,52 @@ def position_faults(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str],
     return {name: f"({faulty.format(name)})" for name in names}
 
 
-def _check_requests(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> None:
-    """Every candidate has its request on the same day; where logs are complete, positions of a stage are 1..n."""
+def _largest(paths: Sequence[str], names: Sequence[str]) -> int | None:
+    """The largest value of some int columns by the files' footers, at least 1; None where a writer left statistics out."""
+    largest = 1
+    for path in paths:
+        footer = pq.read_metadata(path)
+        for group in range(footer.num_row_groups):
+            for place in range(footer.num_columns):
+                column = footer.row_group(group).column(place)
+                if column.path_in_schema not in names:
+                    continue
+                found = column.statistics
+                if found is None or not (found.has_min_max or found.null_count == column.num_values):
+                    return None
+                largest = max(largest, found.max if found.has_min_max else 1)
+    return largest
+
+
+def gather_faulty(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> dict[str, str]:
+    """Make the table `faulty`: request_id, rows, orphan, and by stage whether positions are broken; return these columns' rules."""
     known = query(con, requests[0], f"SELECT count(*) FROM {scan(requests)}")[0][0]
-    faults = position_faults(con, candidates, known) if params.logs.complete else {}
+    faults = position_faults(candidates, known) if params.logs.complete else {}
     columns = "".join(f", {condition} AS {name}" for name, condition in faults.items())
     broken = "".join(f" OR {name}" for name in faults)
-    con.execute(
+    query(
+        con, candidates[0],
         f"CREATE OR REPLACE TEMP TABLE faulty AS SELECT c.*, r.request_id IS NULL AS orphan "
         f"FROM (SELECT request_id, count(*) AS rows{columns} FROM {scan(candidates)} GROUP BY request_id) c "
-        f"LEFT JOIN (SELECT DISTINCT request_id FROM {scan(requests)}) r USING (request_id) WHERE r.request_id IS NULL{broken}"
-    )
+        f"LEFT JOIN (SELECT DISTINCT request_id FROM {scan(requests)}) r USING (request_id) WHERE r.request_id IS NULL{broken}",
+    )  # fmt: skip
+    return {name: f"position gap or repeat in {name}" for name in faults}
+
+
+def _check_requests(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> None:
+    """Every candidate has its request on the same day; where logs are complete, positions of a stage are 1..n."""
+    faults = gather_faulty(con, candidates, requests, params)
     orphans = con.execute(f"SELECT request_id, rows, sum(rows) OVER () FROM faulty WHERE orphan ORDER BY 1 LIMIT {EXAMPLES}").fetchall()
     if orphans:
         listed = "; ".join(f"request_id={row[0]} ({row[1]} candidates)" for row in orphans)
         path = _file_of(con, candidates, orphans[0][0])
         raise BrokenRows(f"{path}: candidate without request: {orphans[0][2]} rows; {listed}; {requests[0]} lacks them; {NEXT}")
-    for name in faults:
+    for name, rule in faults.items():
         bad = con.execute(f"SELECT request_id, count(*) OVER () FROM faulty WHERE {name} ORDER BY 1 LIMIT {EXAMPLES}").fetchall()
         if bad:
             listed = "; ".join(_positions(con, candidates, row[0], name) for row in bad)
             path = _file_of(con, candidates, bad[0][0])
-            raise BrokenRows(f"{path}: position gap or repeat in {name}: {bad[0][1]} of {known} requests; {listed}; {NEXT}")
+            raise BrokenRows(f"{path}: {rule}: {bad[0][1]} requests; {listed}; {NEXT}")
 
 
 def _positions(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], request: int, name: str) -> str:
@@ -272,7 +296,7 @@ def _positions(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requ
 
 def _file_of(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], request: int) -> str:
     sql = f"SELECT min(filename) FROM {scan(paths, located=True)} WHERE request_id = {request}"
-    return str(query(con, paths[0], sql)[0][0])
+    return str(query(con, paths[0], sql)[0][0] or paths[0])  # none where a damaged file holds values that its statistics deny
 
 
 def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs) -> None:
