@@ -48,13 +48,13 @@ def collect_day(
     for label_day in labels:
         contract.check_day(root, "feedback", label_day, params)
 
-    con = engines.connect(params.collect)
+    con = engines.connect(params.collect, ws.state)
     try:
         logs = LogTables(
-            con.read_parquet(contract.read_paths(root, "requests", day), table_name="requests"),
-            con.read_parquet(contract.read_paths(root, "candidates", day), table_name="candidates"),
-            con.read_parquet([p for d in labels for p in contract.read_paths(root, "feedback", d)], table_name="feedback"),
-            con.read_parquet(contract.read_paths(root, "items", day), table_name="items"),
+            engines.read_parquet(con, contract.read_paths(root, "requests", day), "requests"),
+            engines.read_parquet(con, contract.read_paths(root, "candidates", day), "candidates"),
+            engines.read_parquet(con, [p for d in labels for p in contract.read_paths(root, "feedback", d)], "feedback"),
+            engines.read_parquet(con, contract.read_paths(root, "items", day), "items"),
         )
         item_count = engines.row_count(con, logs.items)
         samples = sample_table(logs, params, as_of, item_count)
@@ -67,13 +67,13 @@ def collect_day(
             durable.write_json(building / "manifest.json", manifest.to_json())
             (building / "_SUCCESS").touch()
     finally:
-        con.disconnect()
+        engines.disconnect(con)
     return manifest
 
 
 def parameters(params: Params) -> dict[str, Any]:
     """Everything in params.yaml that samples depend on, as JSON values."""
-    machine = {"memory_limit", "threads"}  # change the speed, never a byte
+    machine = {"engine", "spark_master", "memory_limit", "threads"}  # change the speed, never a byte
     features = params.features.model_dump(mode="json", exclude={"history_length"})
     names = {group: [[f["name"], f["type"] == "dense"] for f in fields] for group, fields in features.items()}
     return {
