@@ -7,6 +7,7 @@ whatever is written from them is equal byte for byte.
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,40 @@ def connect(collect: Collect, scratch: Path | None = None) -> Any:
         scratch: where a query beyond its memory limit spills; the system's folder for temporary files where None.
 
     Raises:
-        ConfigError: Spark is asked for and not installed, or it finds no Java.
+        ConfigError: Spark is asked for and not installed, or does not start.
     """
     folder = _spill_folder(scratch or Path(tempfile.gettempdir()))
-    if collect.engine == "spark":
-        from hap.samples import spark
-
-        return spark.connect(collect, folder)
-    config = {"memory_limit": collect.memory_limit, "threads": collect.threads, "temp_directory": str(folder)}
-    con = ibis.duckdb.connect(**config, preserve_insertion_order=False)
-    con.raw_sql("SET GLOBAL TimeZone = 'UTC'")
-    con.raw_sql("SET enable_progress_bar = false")
+    try:
+        con = _open(collect, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    con.hap_spill = folder
     return con
 
 
 def disconnect(con: Any) -> None:
     """Close the connection and remove what it spilled."""
-    folder = Path(con.con.sql("SELECT current_setting('temp_directory')").fetchall()[0][0]) if con.name == "duckdb" else None
-    con.disconnect()
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    if con.name == "pyspark":
+        from hap.samples import spark
+
+        spark.disconnect(con)
+    else:
+        con.disconnect()
+    shutil.rmtree(con.hap_spill, ignore_errors=True)
+
+
+def _open(collect: Collect, folder: Path) -> Any:
+    if collect.engine == "spark":
+        from hap.samples import spark
+
+        return spark.connect(collect, folder)
+    con = ibis.duckdb.connect(
+        memory_limit=collect.memory_limit, threads=collect.threads, temp_directory=str(folder), preserve_insertion_order=False
+    )
+    con.raw_sql("SET GLOBAL TimeZone = 'UTC'")
+    con.raw_sql("SET enable_progress_bar = false")
+    return con
 
 
 def read_parquet(con: Any, paths: list[str], name: str) -> ir.Table:
@@ -76,10 +91,11 @@ def batches(con: Any, table: ir.Table | SampleTables, rows: int) -> pa.RecordBat
 
 def _stream(con: Any, table: ir.Table, rows: int) -> pa.RecordBatchReader:
     query, schema = _sql(con, table), arrow_schema(table)
+    reader: Iterable[pa.RecordBatch]
     if con.name == "pyspark":
         from hap.samples import spark
 
-        reader = spark.stream(con, query, rows)
+        reader = spark.stream(con, query)
     else:
         cursor = con.con.cursor()  # of its own, since a connection streams one result at a time
         cursor.execute("SET enable_progress_bar = false")

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 _KEY = "request_id"
+_ASTRAY = "a candidate's request is absent, or one of the streams is not sorted by request_id"
 
 
 def grouped_schema(requests: pa.Schema, candidates: pa.Schema) -> pa.Schema:
@@ -44,12 +45,14 @@ def _zipped(requests: pa.RecordBatchReader, candidates: pa.RecordBatchReader, sc
         waiting, rows = rows.slice(end[-1]), rows.slice(0, end[-1]).combine_chunks()
         present = end > begin
         if (end - begin).sum() != rows.num_rows:
-            raise ValueError("a candidate's request is absent, or one of the streams is not sorted by request_id")
+            raise ValueError(_ASTRAY)
         if present.any():
             offsets = pa.array(np.append(begin[present], end[-1]).astype(np.int32))
             kept = batch if present.all() else batch.filter(pa.array(present))
             lists = [pa.ListArray.from_arrays(offsets, _whole(rows[name])) for name in rows.column_names if name != _KEY]
             yield pa.RecordBatch.from_arrays([*kept.columns, *lists], schema=schema)
+    if waiting.num_rows or any(batch.num_rows for batch in candidates):
+        raise ValueError(_ASTRAY)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -4,7 +4,7 @@ import itertools
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hap.samples.grouping import group_batches
@@ -27,6 +27,7 @@ def reader(schema: pa.Schema, rows: list[dict], sizes: list[int]) -> pa.RecordBa
 SIZES = st.lists(st.integers(0, 5), min_size=1, max_size=4).filter(any)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 4)), max_size=12, unique_by=lambda pair: pair[0]), SIZES, SIZES)
 def test_each_request_with_candidates_comes_out_whole(counts: list[tuple[int, int]], request_sizes: list[int], sizes: list[int]) -> None:
     counts = sorted(counts)
@@ -40,8 +41,9 @@ def test_each_request_with_candidates_comes_out_whole(counts: list[tuple[int, in
     ]
 
 
-def test_a_candidate_without_its_request_is_a_defect_and_not_dropped() -> None:
-    requests = [{"request_id": key, "user_id": 1} for key in (1, 3)]
+@pytest.mark.parametrize("absent", [1, 2, 3])
+def test_a_candidate_without_its_request_is_a_defect_and_not_dropped(absent: int) -> None:
+    requests = [{"request_id": key, "user_id": 1} for key in (1, 2, 3) if key != absent]
     rows = [{"request_id": key, "cand_item_id": 1, "cand_bucket": "b"} for key in (1, 2, 3)]
     with pytest.raises(ValueError, match="absent"):
         group_batches(reader(REQUESTS, requests, [2]), reader(CANDIDATES, rows, [3])).read_all()
