@@ -106,6 +106,15 @@ class Window(Strict):
     count: int | None = Field(ge=1, description="at most this many per request, drawn by the sampling key; null takes all")
     edges: tuple[float, ...] = Field(description="where difficulty buckets begin (Rank-50); under 1 a share of the list")
 
+    @field_validator("edges")
+    @classmethod
+    def _one_unit(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({0 < edge < 1 for edge in value if edge}) > 1:
+            raise ValueError(
+                "edges must be all positions or all shares of the list (under 1): which of 50 and 0.5 is larger depends on the list"
+            )
+        return value
+
 
 class Collect(Strict):
     label_delay_hours: Annotated[float, Field(ge=0)] = 2.0
@@ -114,6 +123,8 @@ class Collect(Strict):
     global_per_positive: int = Field(default=2, ge=0, description="GN for each EP")
     max_positives: Count = 50
     requests_without_positive: Literal["keep", "drop"] = "keep"
+    engine: Literal["duckdb", "spark"] = Field(default="duckdb", description="what evaluates the samples; the same bytes from both")
+    spark_master: str = Field(default="local[2]", description="Spark's master URL; spark only")
     memory_limit: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "2GB"
     threads: Count = 2
     row_group_requests: Count = 256

@@ -22,6 +22,7 @@ from hap.samples import late, partitions
 from hap.workspace import Workspace
 
 if TYPE_CHECKING:
+    from hap.samples import engines
     from hap.samples.expression import LogTables
 
 
@@ -70,7 +71,7 @@ def _collect(
 
     sources = late.sources(logs)
     clean, tally, aside = _sound_logs(ws, params, logs, as_of, set_aside, scratch)
-    con = engines.connect(params.collect)
+    con = engines.connect(params.collect, scratch)
     try:
         tables = _log_tables(con, clean, as_of, tally)
         item_count = engines.row_count(con, tables.items)
@@ -94,7 +95,7 @@ def _collect(
             durable.write_json(building / "manifest.json", manifest.to_json())
             (building / "_SUCCESS").touch()
     finally:
-        con.disconnect()
+        engines.disconnect(con)
     return manifest
 
 
@@ -115,9 +116,10 @@ def _log_tables(con: Any, logs: contract.DayLogs, as_of: dt.datetime, tally: con
     """The day's tables without the candidates and items that came after `as_of` (the expression leaves out requests and feedback)."""
     import ibis
 
+    from hap.samples import engines
     from hap.samples.expression import LogTables
 
-    tables = {name: con.read_parquet(logs.paths(name), table_name=name) for name in contract.TABLES}
+    tables = {name: engines.read_parquet(con, logs.paths(name), name) for name in contract.TABLES}
     for name in ("candidates", "items"):
         if tally.late[name]:
             tables[name] = tables[name].filter(tables[name].ingest_time <= ibis.literal(as_of))
@@ -130,7 +132,7 @@ def parameters(params: Params) -> dict[str, Any]:
     What only decides whether logs are refused (`logs.complete`, `logs.quarantine`, a category's `known`) is not
     among it: sound logs give the same samples, and `--reopen` collects anew what was set aside.
     """
-    machine = {"memory_limit", "threads"}  # change the speed, never a byte
+    machine = {"engine", "spark_master", "memory_limit", "threads"}  # change the speed, never a byte
     features = params.features.model_dump(mode="json", exclude={"history_length"})
     names = {group: [[f["name"], f["type"] == "dense"] for f in fields] for group, fields in features.items()}
     return {
