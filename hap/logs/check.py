@@ -19,7 +19,7 @@ from hap.errors import DataError
 from hap.logs.rules import Rule, row_rules
 from hap.logs.schema import KEYS, STAGES, TABLES, file_schema
 from hap.logs.sql import connect, query, quoted, scan, text, unreadable
-from hap.logs.storage import describe_days, has_day, logged_days, read_paths
+from hap.logs.storage import describe_days, has_day, logged_days, open_file, read_paths
 from hap.logs.unique import pairs_are_unique
 from hap.params import Params
 
@@ -141,7 +141,8 @@ def check_columns(table: str, paths: Sequence[str], params: Params) -> pa.Schema
     schemas = []
     for path in paths:
         try:
-            schemas.append(pq.read_schema(path))
+            with open_file(path) as file:
+                schemas.append(pq.read_schema(file))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(path, error) from None
     for path, found in zip(paths, schemas, strict=True):
@@ -239,7 +240,8 @@ def _largest(paths: Sequence[str], names: Sequence[str]) -> int | None:
     """The largest value of some int columns by the files' footers, at least 1; None where a writer left statistics out."""
     largest = 1
     for path in paths:
-        footer = pq.read_metadata(path)
+        with open_file(path) as file:
+            footer = pq.read_metadata(file)
         for group in range(footer.num_row_groups):
             for place in range(footer.num_columns):
                 column = footer.row_group(group).column(place)

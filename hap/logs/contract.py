@@ -19,6 +19,7 @@ from hap.logs.storage import (
     describe_days,
     has_day,
     logged_days,
+    open_file,
     read_paths,
     write_day,
 )
@@ -27,5 +28,5 @@ __all__ = [
     "KEYS", "MARKER", "OPTIONAL", "ROW_GROUP_ROWS", "STAGES", "TABLES", "TIME",
     "BrokenRows", "DayLogs", "Tally",
     "check_day", "check_declared", "check_logs", "day_folder", "day_logs", "day_writer", "describe_days", "file_schema",
-    "has_day", "logged", "logged_days", "read_paths", "table_schema", "write_day",
+    "has_day", "logged", "logged_days", "open_file", "read_paths", "table_schema", "write_day",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def side_schema(schema: pa.Schema, *more: str) -> pa.Schema:
 def write_side(root: Path, table: str, day: dt.date, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Replace one table's day in whole and return its rows."""
     rows = 0
-    with durable.new_directory(day_folder(root, table, day)) as building:
+    with durable.new_directory(_folder(root, table, day)) as building:
         with pq.ParquetWriter(building / "part-0.parquet", schema, compression="zstd", compression_level=1) as writer:
             for batch in batches:
                 writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema), row_group_size=ROW_GROUP_ROWS)
@@ -36,7 +36,7 @@ def write_side(root: Path, table: str, day: dt.date, schema: pa.Schema, batches:
 
 def remove_side(root: Path, table: str, day: dt.date) -> None:
     """Take one table's day away, and what a killed write left beside it."""
-    folder = day_folder(root, table, day)
+    folder = _folder(root, table, day)
     for leftover in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
         shutil.rmtree(leftover, ignore_errors=True)
     for parent in (folder.parent, root):  # an empty folder says nothing
@@ -46,7 +46,7 @@ def remove_side(root: Path, table: str, day: dt.date) -> None:
 
 def side_tables(root: Path, day: dt.date) -> list[str]:
     """The tables that have rows of the day there."""
-    return [table for table in TABLES if (day_folder(root, table, day) / MARKER).exists()]
+    return [table for table in TABLES if (_folder(root, table, day) / MARKER).exists()]
 
 
 def read_side(root: Path, table: str, day: dt.date) -> pa.Table:
@@ -55,8 +55,12 @@ def read_side(root: Path, table: str, day: dt.date) -> pa.Table:
     Raises:
         NotFound: no row of that day lies there.
     """
-    folder = day_folder(root, table, day)
+    folder = _folder(root, table, day)
     if not (folder / MARKER).exists():
         there = ", ".join(side_tables(root, day)) or "none"
         raise NotFound(f"{folder} does not exist: no row of {table} was put there; tables with rows of {day} there: {there}")
     return pq.ParquetFile(folder / "part-0.parquet").read()
+
+
+def _folder(root: Path, table: str, day: dt.date) -> Path:
+    return Path(day_folder(root, table, day))

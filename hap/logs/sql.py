@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hap.errors import ConfigError, DataError
+from hap.logs.storage import filesystem, is_url
 from hap.params import Params
 
 if TYPE_CHECKING:
@@ -23,7 +24,14 @@ def connect(params: Params, spill: Path | None = None) -> "Iterator[duckdb.DuckD
         con.execute(f"SET memory_limit = '{params.collect.memory_limit}'; SET threads = {params.collect.threads}")
         con.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false; SET preserve_insertion_order = false")
         con.execute(f"SET temp_directory = {text(folder)}")
+        reach(con, params.logs.path)
         yield con
+
+
+def reach(con: "duckdb.DuckDBPyConnection", logs_root: str) -> None:
+    """Let DuckDB read logs behind a URL through fsspec; its own extension for that would have to be downloaded."""
+    if is_url(logs_root):
+        con.register_filesystem(filesystem(logs_root))
 
 
 def query(con: "duckdb.DuckDBPyConnection", path: str, sql: str) -> list[tuple[Any, ...]]:

@@ -5,12 +5,14 @@ limit. Where the rows of each request are adjacent it is enough to look inside e
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hap.logs.sql import unreadable
+from hap.logs.storage import open_file
 
 _KEY = ("request_id", "item_id")
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))  # odd, so that each is a bijection mod 2^64
@@ -28,7 +30,8 @@ def pairs_are_unique(paths: Sequence[str]) -> bool:
     seen: list[np.ndarray] = []
     for path in paths:
         try:
-            runs = _runs_of_file(path)
+            with open_file(path) as file:
+                runs = _runs_of_file(file)
         except (pa.ArrowException, OSError) as error:
             raise unreadable(path, error) from None
         if runs is None:
@@ -38,11 +41,11 @@ def pairs_are_unique(paths: Sequence[str]) -> bool:
     return len(np.unique(runs)) == len(runs)
 
 
-def _runs_of_file(path: str) -> np.ndarray | None:
+def _runs_of_file(file: Any) -> np.ndarray | None:
     """The request of every run of rows, in file order; None where a pair may stand twice, or a run does."""
     starts: list[np.ndarray] = []
     first_R = second_R = np.empty(0, np.uint64)  # R rows: the unfinished run at the end of a batch goes on in the next
-    for batch in pq.ParquetFile(path).iter_batches(_ROWS, columns=list(_KEY), use_threads=False):
+    for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=list(_KEY), use_threads=False):
         columns = [batch[name].cast(pa.int64()) for name in _KEY]
         if any(column.null_count for column in columns):
             return None

@@ -22,7 +22,6 @@ from hap.samples import late, partitions
 from hap.workspace import Workspace
 
 if TYPE_CHECKING:
-    from hap.samples import engines
     from hap.samples.expression import LogTables
 
 
@@ -71,7 +70,7 @@ def _collect(
 
     sources = late.sources(logs)
     clean, tally, aside = _sound_logs(ws, params, logs, as_of, set_aside, scratch)
-    con = engines.connect(params.collect, scratch)
+    con = engines.connect(params, scratch)
     try:
         tables = _log_tables(con, clean, as_of, tally)
         item_count = engines.row_count(con, tables.items)

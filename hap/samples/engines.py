@@ -16,14 +16,15 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from hap.logs.contract import TIME
-from hap.params import Collect
+from hap.logs.sql import reach
+from hap.params import Params
 from hap.samples.expression import SampleTables
 from hap.samples.grouping import group_batches
 
 _REQUEST_ROWS, _CANDIDATE_ROWS = 2048, 65_536  # of a batch: about equal shares of a day, and a few MB each
 
 
-def connect(collect: Collect, scratch: Path | None = None) -> Any:
+def connect(params: Params, scratch: Path | None = None) -> Any:
     """An Ibis connection to the engine that `collect.engine` names, with the workspace's limits, in UTC.
 
     Args:
@@ -34,7 +35,7 @@ def connect(collect: Collect, scratch: Path | None = None) -> Any:
     """
     folder = _spill_folder(scratch or Path(tempfile.gettempdir()))
     try:
-        con = _open(collect, folder)
+        con = _open(params, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -53,7 +54,8 @@ def disconnect(con: Any) -> None:
     shutil.rmtree(con.hap_spill, ignore_errors=True)
 
 
-def _open(collect: Collect, folder: Path) -> Any:
+def _open(params: Params, folder: Path) -> Any:
+    collect = params.collect
     if collect.engine == "spark":
         from hap.samples import spark
 
@@ -63,6 +65,7 @@ def _open(collect: Collect, folder: Path) -> Any:
     )
     con.raw_sql("SET GLOBAL TimeZone = 'UTC'")
     con.raw_sql("SET enable_progress_bar = false")
+    reach(con.con, params.logs.path)
     return con
 
 

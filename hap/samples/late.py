@@ -160,8 +160,8 @@ def _listed(root: str, day: dt.date, label_delay_hours: float) -> contract.DayLo
 
 def _source(path: str) -> dict[str, Any]:
     try:
-        rows = pq.read_metadata(path).num_rows
-        with open(path, "rb") as handle:
+        with contract.open_file(path) as handle:
+            rows = pq.read_metadata(handle).num_rows
             size = handle.seek(0, os.SEEK_END)
             handle.seek(size - _FOOTER_TAIL_BYTES)
             length = int.from_bytes(handle.read(4), "little")

@@ -21,7 +21,7 @@ def logged_requests(ws: Workspace, params: Params, day: dt.date, limit: int) -> 
     root, features = ws.logs(params), params.features
     for name in ("requests", "candidates", "items"):
         contract.check_day(root, name, day, params)
-    con = engines.connect(params.collect, ws.state)
+    con = engines.connect(params, ws.state)
     try:
         requests = engines.read_parquet(con, contract.read_paths(root, "requests", day), "requests")
         candidates = engines.read_parquet(con, contract.read_paths(root, "candidates", day), "candidates")

@@ -55,7 +55,7 @@ def test_sql_and_ibis_agree_on_the_edges_of_the_id_range(default_params: Params,
     assert dict(found) == dict(zip(EDGES, expected, strict=True))
 
     pq.write_table(pa.table({"id": EDGES}), tmp_path / "ids.parquet")
-    engine = connect(default_params.collect)
+    engine = connect(default_params)
     table = with_order_key(read_parquet(engine, [str(tmp_path / "ids.parquet")], "ids"), "key", "id", "s")
     rows = batches(engine, table, 100).read_all().to_pydict()
     disconnect(engine)
