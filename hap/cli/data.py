@@ -124,6 +124,7 @@ def collect(
     """
     from hap.days import default_as_of
     from hap.logs import contract
+    from hap.logs.quarantine import would_set_aside
     from hap.samples import late
     from hap.samples.collect import collect_day
 
@@ -133,7 +134,13 @@ def collect(
     if dry_run:
         delay = params.collect.label_delay_hours
         logs = contract.day_logs(ws.logs(params), wanted, delay)
-        tally = contract.check_logs(logs, params, moment or default_as_of(wanted, delay))
+        try:
+            tally = contract.check_logs(logs, params, moment or default_as_of(wanted, delay))
+        except contract.BrokenRows:
+            if not (params.logs.quarantine if quarantine is None else quarantine):
+                raise
+            typer.echo(f"{wanted}: would set aside {_quarantined(would_set_aside(logs, params))}, and collect the rest")
+            return
         typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them")
         return
     with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
@@ -202,7 +209,8 @@ def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-a
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
         f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}\n"
-        f"watermark       {manifest['watermark']}\nlate rows       {_counts(manifest['late'])}\nquarantined     {_quarantined(manifest)}\n"
+        f"watermark       {manifest['watermark']}\nlate rows       {_counts(manifest['late'])}\n"
+        f"quarantined     {_quarantined(manifest['quarantined'])}\n"
         f"unmatched       {manifest['feedback_unmatched']:,} feedback rows of requests that no day near has"
     )
 
@@ -211,10 +219,10 @@ def _counts(rows: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in rows.items()) or "none"
 
 
-def _quarantined(manifest: dict) -> str:  # type: ignore[type-arg]
+def _quarantined(aside: dict[str, dict[str, int]]) -> str:
     """Rows set aside by table, with the rule that most of them broke."""
     said = []
-    for name, rules in manifest["quarantined"].items():
+    for name, rules in aside.items():
         worst = max(sorted(rules), key=lambda rule: rules[rule])
         said.append(f"{name} {sum(rules.values()):,} (mostly: {worst})")
     return "; ".join(said) or "none"

@@ -319,15 +319,24 @@ def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs) -> None:
 def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, as_of: dt.datetime) -> int:
     """Feedback ingested by `as_of` whose request is in none of the logged days that could hold it."""
     reach = feedback_days(logs.day, params.collect.label_delay_hours)[-1] - logs.day
+    con.execute("CREATE OR REPLACE TEMP TABLE known (day DATE, request_id BIGINT)")
+    for day in day_range(logs.label_days[0] - reach, logs.label_days[-1]):
+        if not has_day(logs.root, "requests", day):
+            continue
+        try:
+            requests = logs.paths("requests") if day == logs.day else read_paths(logs.root, "requests", day)
+            check_columns("requests", requests, params)
+            query(con, requests[0], f"INSERT INTO known SELECT DATE '{day}', request_id FROM {scan(requests)}")
+        except DataError:  # another day's broken file is refused when that day is collected
+            continue
     unmatched = 0
-    for label_day in logs.label_days:
-        days = [day for day in day_range(label_day - reach, label_day) if day != logs.day and has_day(logs.root, "requests", day)]
-        requests = [*logs.paths("requests"), *(path for day in days for path in read_paths(logs.root, "requests", day))]
+    for day, paths in logs.files["feedback"].items():
+        known = f"SELECT request_id FROM known WHERE day BETWEEN DATE '{day - reach}' AND DATE '{day}'"
         sql = (
-            f"SELECT count(*) FROM {scan(logs.files['feedback'][label_day])} f ANTI JOIN {scan(requests)} r ON f.request_id = r.request_id "
+            f"SELECT count(*) FROM {scan(paths)} f ANTI JOIN ({known}) k ON f.request_id = k.request_id "
             f"WHERE f.ingest_time <= TIMESTAMPTZ {text(str(as_of))}"
         )
-        unmatched += query(con, requests[-1], sql)[0][0]
+        unmatched += query(con, paths[0], sql)[0][0]
     return unmatched
 
 

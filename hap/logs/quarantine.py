@@ -7,7 +7,6 @@ candidate, or a gap or repeat of positions, takes its whole request; a key that 
 import datetime as dt
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +33,8 @@ BAD_CANDIDATE = "request with a bad candidate"
 FILE_NAME = "array_to_string(string_split(t.filename, '/')[-3:], '/')"  # as `file_name` gives it
 
 
-@dataclass(frozen=True)
-class Bad:
-    """What `find_bad` found: rows by table and rule, rows in all; where each bad row stands is in the connection's tables."""
-
-    counts: dict[str, dict[str, int]]
-    rows: dict[str, int]
-
-
-def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) -> Bad:
-    """Find every row to set aside: tables `aside_TABLE` of (filename, file_row_number, rule).
+def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
+    """Find every row to set aside, as tables `aside_TABLE` of (filename, file_row_number, rule); return rows by table and rule.
 
     Raises:
         DataError: columns or files are broken, or more rows of a table would go than `logs.max_bad_share` admits.
@@ -77,7 +68,7 @@ def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) ->
         "LEFT JOIN exposed e ON t.request_id = e.request_id AND t.item_id = e.item_id",
     )  # fmt: skip
     found["items"] = _set_aside(con, logs, "items", rows, params, "NULL", "")
-    return Bad({table: counts for table, counts in found.items() if counts}, rows)
+    return {table: found[table] for table in TABLES if found[table]}
 
 
 def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple[DayLogs, dict[str, dict[str, int]]]:
@@ -92,7 +83,7 @@ def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple
         bad = find_bad(con, logs, params)
         files = dict(logs.files)
         for table in TABLES:
-            if table not in bad.counts:
+            if table not in bad:
                 remove_side(root, table, logs.day)
                 continue
             paths = logs.paths(table)
@@ -100,7 +91,13 @@ def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple
             schema = side_schema(columns, "rule", "file")
             write_side(root, table, logs.day, schema, _rows_aside(con, table, paths, columns.names))
             files[table] = {day: [_clean_copy(con, table, path, scratch) for path in found] for day, found in logs.files[table].items()}
-    return DayLogs(logs.root, logs.day, files), bad.counts
+    return DayLogs(logs.root, logs.day, files), bad
+
+
+def would_set_aside(logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
+    """The rows that `set_aside` would take, by table and rule. Raises as it does."""
+    with connect(params) as con:
+        return find_bad(con, logs, params)
 
 
 def clear(root: Path, day: dt.date) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hap import durable
@@ -144,6 +143,8 @@ def parameters(params: Params) -> dict[str, Any]:
 
 def _write(reader: pa.RecordBatchReader, path: Path, row_group_requests: int) -> dict[str, Any]:
     """Stream the rows into equal row groups; return counts and the file's hash."""
+    import pyarrow.compute as pc  # slow to import, and a day that is closed already does without it
+
     kinds = [0] * len(KINDS)
     buckets: dict[str, int] = {}
     requests = 0

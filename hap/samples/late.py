@@ -63,6 +63,8 @@ def note(ws: Workspace, params: Params, closed: Manifest) -> None:
     Raises:
         DataError: a file that came since is unreadable, or its columns are not the contract's.
     """
+    if not closed.sources:
+        return  # closed before they were kept: nothing to compare with
     day = dt.date.fromisoformat(closed.day)
     logs = _listed(ws.logs(params), day, params.collect.label_delay_hours)
     now = sources(logs)

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ class Manifest:
     rows_by_bucket: dict[str, int]
     gn_shortfall: int
     samples_hash: str
-    watermark: str
-    sources: list[dict[str, Any]]
-    quarantined: dict[str, dict[str, int]]
-    late: dict[str, int]
-    feedback_unmatched: int
+    watermark: str = ""  # from here on: absent from days closed before these were kept
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: dict[str, dict[str, int]] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    feedback_unmatched: int = 0
 
     @classmethod
     def of(cls, day: dt.date, as_of: dt.datetime, parameters: dict[str, Any], counted: dict[str, Any], logs: dict[str, Any]) -> "Manifest":

@@ -126,6 +126,28 @@ def test_feedback_of_other_days_requests_is_not_judged_but_counted_where_nobody_
     assert check(logs, params).feedback_unmatched == 2
 
 
+@pytest.mark.parametrize("broken", ["columns", "footer", "page", "gone"])
+def test_another_days_broken_requests_refuse_nothing_and_only_leave_their_feedback_unmatched(
+    logs: Path, params: Params, broken: str
+) -> None:
+    tomorrow = DAY + dt.timedelta(days=1)
+    as_of = AS_OF + dt.timedelta(days=3)  # so that all of tomorrow's feedback counts
+    assert check(logs, params, as_of).feedback_unmatched == 0
+    path = part(logs, "requests", tomorrow)
+    whole = path.read_bytes()
+    if broken == "columns":
+        change(logs, "requests", lambda t: t.drop_columns(["request_id"]), tomorrow)
+    elif broken == "footer":
+        path.write_bytes(whole[:-100])
+    elif broken == "page":
+        path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    else:
+        path.unlink()
+    own = set(read(logs, "requests")["request_id"].to_pylist())
+    others = sum(key not in own for key in read(logs, "feedback", tomorrow)["request_id"].to_pylist())
+    assert check(logs, params, as_of).feedback_unmatched == others > 0
+
+
 @pytest.mark.parametrize(
     ("table", "group", "name", "column", "value"),
     [

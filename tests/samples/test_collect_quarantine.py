@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from hap.cli.main import app
 from hap.errors import DataError, NotFound
 from hap.logs import contract
 from hap.logs.side import read_side, side_tables
@@ -201,3 +203,15 @@ def test_bad_rows_in_every_table_and_rule_leave_logs_that_pass(ws: Workspace, lo
         rows = read_side(ws.quarantine, table, FIRST_DAY)
         found = dict(zip(*[c.to_pylist() for c in rows["rule"].value_counts().flatten()], strict=True))
         assert found == manifest.quarantined[table]
+
+
+def test_the_command_sets_aside_what_its_dry_run_told(ws: Workspace, logs: Path) -> None:
+    change(logs, "items", lambda t: put(t, "price", [4], float("nan")))
+    words = ["collect", "--day", str(FIRST_DAY), "--root", str(ws.root)]
+    refused = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert refused.exit_code == 1
+    told = CliRunner().invoke(app, [*words, "--dry-run", "--quarantine"])
+    assert told.exit_code == 0 and "would set aside items 1 (mostly: NaN or infinite value in price)" in told.stdout
+    assert partitions.find(ws, FIRST_DAY) is None and not ws.quarantine.exists()
+    done = CliRunner().invoke(app, [*words, "--quarantine"])
+    assert "quarantined     items 1 (mostly: NaN or infinite value in price)" in done.stdout
