@@ -2,7 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -107,6 +107,10 @@ def collect(
             help="Count what was ingested up to here (ISO 8601 UTC); else the day's end plus the label delay.", show_default=False
         ),
     ] = None,
+    engine: Annotated[
+        Literal["duckdb", "spark"] | None,
+        typer.Option("--engine", help="What evaluates the samples; else collect.engine of params.yaml.", show_default=False),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -119,6 +123,8 @@ def collect(
 
     ws = find_workspace(root)
     params, wanted = ws.params(), day_of(day)
+    if engine is not None:
+        params = params.model_copy(update={"collect": params.collect.model_copy(update={"engine": engine})})
     moment = _moment(as_of) if as_of else None
     if dry_run:
         rows = {name: contract.check_day(ws.logs(params), name, wanted, params) for name in ("requests", "candidates", "items")}
