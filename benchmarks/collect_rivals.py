@@ -23,6 +23,12 @@ def _paths(root: Path, table: str, day: dt.date) -> list[str]:
     return contract.read_paths(root, table, day)
 
 
+def _plain(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """The same rows in nullable columns whose lists name their elements as hap's do."""
+    schema = pa.schema([(f.name, pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type) for f in reader.schema])
+    return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
+
+
 def sql(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.RecordBatchReader:
     """Two queries with window functions and QUALIFY, limits and settings as hap's."""
     import duckdb
@@ -89,7 +95,7 @@ def sql(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.Reco
         ORDER BY request_id, cand_kind, coalesce(position, 0), item_id"""
     second = con.cursor()
     second.execute("SET enable_progress_bar = false")
-    return group_batches(con.sql(requests).to_arrow_reader(2048), second.sql(candidates).to_arrow_reader(65_536))
+    return group_batches(_plain(con.sql(requests).to_arrow_reader(2048)), second.sql(candidates).to_arrow_reader(65_536))
 
 
 def pandas(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.RecordBatchReader:
@@ -177,8 +183,7 @@ def pandas(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.R
     requests = whole.select(wanted).append_column(
         "hist_age_hours", pa.ListArray.from_arrays(events.offsets, pa.array(ages.astype("float32")))
     )
-    plain = [pa.field(f.name, pa.list_(f.type.value_type) if pa.types.is_list(f.type) else f.type) for f in requests.schema]
-    return group_batches(requests.cast(pa.schema(plain)).to_reader(2048), chosen.to_reader(65_536))
+    return group_batches(_plain(requests.to_reader(2048)), chosen.to_reader(65_536))
 
 
 RIVALS: dict[str, Rival] = {"sql": sql, "pandas": pandas}
