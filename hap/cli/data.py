@@ -2,7 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -115,6 +115,10 @@ def collect(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["duckdb", "spark"] | None,
+        typer.Option("--engine", help="What evaluates the samples; else collect.engine of params.yaml.", show_default=False),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -130,6 +134,8 @@ def collect(
 
     ws = find_workspace(root)
     params, wanted = ws.params(), day_of(day)
+    if engine is not None:
+        params = params.model_copy(update={"collect": params.collect.model_copy(update={"engine": engine})})
     moment = _moment(as_of) if as_of else None
     if dry_run:
         delay = params.collect.label_delay_hours
