@@ -95,6 +95,17 @@ def test_positions_that_lie_in_several_files_are_one_list(logs: Path, params: Pa
     assert "position gap or repeat" in refusal(logs, params)
 
 
+def test_candidates_find_their_requests_in_any_file_and_none_where_one_is_gone(logs: Path, params: Params) -> None:
+    rows = check(logs, params).rows
+    split(logs, "candidates", 3)
+    paths = split(logs, "requests", 4)
+    assert check(logs, params).rows == rows
+    gone = pq.read_table(paths[2], partitioning=None)["request_id"].to_pylist()
+    paths[2].unlink()
+    message = refusal(logs, params)
+    assert f"candidate without request: {300 * len(gone)} rows; request_id={min(gone)} (300 candidates); " in message
+
+
 def test_incomplete_logs_may_have_gaps_and_repeats(logs: Path, params: Params) -> None:
     change(logs, "candidates", lambda t: put(t, "prerank_position", [0, 1], 250))
     assert check(logs, incomplete(params)).rows["candidates"]
