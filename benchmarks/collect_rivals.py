@@ -45,13 +45,15 @@ def sql(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.Reco
     item_count = con.sql("SELECT count(*) FROM items").fetchall()[0][0]
     features = params.features
     negatives, pool = ("{}, {}".format(*constants(f"{params.seed}|{purpose}")) for purpose in ("negatives", "global"))
+    by_draw = f"PARTITION BY request_id ORDER BY order_key(item_id, {negatives}, mix), item_id"
     moment = f"TIMESTAMPTZ '{as_of.isoformat()}'"
     logged = [feature for feature in contract.logged(features.item) if feature.name != "item_id"]
     item_columns = ", ".join(f"{f.name}{'::FLOAT' if f.type == 'dense' else ''} AS cand_{f.name}" for f in logged)
     histories = ", ".join(f"hist_{f.name}" for f in contract.logged(features.history))
     plain = ", ".join(f.name for f in features.user + features.context)
     requests = f"""
-        SELECT request_id, event_time, {plain}, {histories}, list_transform(hist_event_time, lambda t: hours(event_time, t)) AS hist_age_hours
+        SELECT request_id, event_time, {plain}, {histories},
+               list_transform(hist_event_time, lambda t: hours(event_time, t)) AS hist_age_hours
         FROM requests WHERE ingest_time <= {moment} ORDER BY request_id"""
     candidates = f"""
         WITH asked AS MATERIALIZED (
@@ -64,15 +66,15 @@ def sql(root: Path, day: dt.date, as_of: dt.datetime, params: Params) -> pa.Reco
             WHERE stage = 'exposure'),
         positives AS MATERIALIZED (
             SELECT request_id, item_id, 0 AS kind, 'EP' AS bucket, position FROM shown WHERE clicked
-            QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY order_key(item_id, {negatives}, mix), item_id) <= {collect.max_positives}),
+            QUALIFY row_number() OVER ({by_draw}) <= {collect.max_positives}),
         ranked AS (
             SELECT request_id, item_id, 2 AS kind, 'Rank-{collect.rank.below:g}' AS bucket, rank_position AS position
             FROM candidates JOIN asked USING (request_id) WHERE stage IN ('rank', 'rerank') AND rank_position > {collect.rank.below:g}
-            QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY order_key(item_id, {negatives}, mix), item_id) <= {collect.rank.count}),
+            QUALIFY row_number() OVER ({by_draw}) <= {collect.rank.count}),
         preranked AS (
             SELECT request_id, item_id, 3 AS kind, 'Prerank-{collect.prerank.below:g}' AS bucket, prerank_position AS position
             FROM candidates JOIN asked USING (request_id) WHERE stage = 'prerank' AND prerank_position > {collect.prerank.below:g}
-            QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY order_key(item_id, {negatives}, mix), item_id) <= {collect.prerank.count}),
+            QUALIFY row_number() OVER ({by_draw}) <= {collect.prerank.count}),
         wanted AS (SELECT request_id, count(*) * {collect.global_per_positive} AS wanted FROM positives GROUP BY ALL),
         draws AS (
             SELECT request_id, event_time, wanted, pool_mix, unnest(range(1, wanted + {SPARE_DRAWS} + 1)) AS draw
