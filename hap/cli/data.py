@@ -1,6 +1,7 @@
 """Words about workspaces and data: init, simulate, import, collect, show."""
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,29 +45,60 @@ def simulate(
     days: Annotated[int, typer.Option(help="Days of logs.", min=1)] = 4,
     requests_per_day: Annotated[int, typer.Option(help="Requests of each day.", min=1)] = 2000,
     seed: Annotated[int | None, typer.Option(help="Seed of the world; else params.yaml's.", show_default=False)] = None,
+    setting: Annotated[str, typer.Option(help="A named world: default, single-interest, double-noise or fast-drift.")] = "default",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A fault of the logs: new-category, broken-feature[:null|constant|zero], shifted-prices, late-logs or click-outage. "
+            "Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    fault_from: Annotated[str | None, typer.Option(help="First day of the faults; else the last one.", show_default=False)] = None,
+    fault_size: Annotated[
+        list[float] | None,
+        typer.Option(help="Size of a fault, once for each --fault in their order; docs/simulator.md names defaults.", show_default=False),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write the logs of a simulated four-stage cascade; a folder that is no workspace yet becomes one.
 
-    Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000
+    Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000 --fault click-outage
     """
     from flows.talk import Talk
     from hap.logs import contract
+    from hap.logs.faults import named, parse
+    from hap.logs.simulator import SETTINGS
     from hap.logs.simulator import simulate as write_logs
 
     first = day_of(first_day)
+    last = first + dt.timedelta(days=days - 1)
+    if setting not in SETTINGS:
+        raise UsageError(f"--setting {setting}: there is no such world; choose one of {', '.join(SETTINGS)}")
+    faults: list[str] = fault or []
+    sizes: Sequence[float | None] = fault_size or [None] * len(faults)
+    for text in faults:
+        named(text)  # a wrong name is told before a workspace is made
+    if len(sizes) != len(faults):
+        raise UsageError(f"{len(sizes)} --fault-size for {len(faults)} --fault; give one for each fault in their order, or none at all")
+    since = day_of(fault_from) if fault_from else last
+    if not first <= since <= last:
+        raise UsageError(f"--fault-from {since} is not among the days simulated, {first} to {last}")
     if dry_run:
         typer.echo(f"would write {days} days of {requests_per_day} requests from {first}")
         return
     ws = init_workspace(root) if root is not None else find_workspace(None)
     params, talk = ws.params(), Talk()
+    seed = params.seed if seed is None else seed
+    types = SETTINGS[setting].content_types
+    wrong = [parse(text, since, size, seed, params.features, types) for text, size in zip(faults, sizes, strict=True)]
     with workspace_lock(ws, "simulate", dt.datetime.now(dt.UTC)):
         logs = ws.logs(params)
         if taken := [day for day in contract.logged_days(logs) if first <= day < first + dt.timedelta(days=days)]:
             raise UsageError(f"{logs} holds logs of {taken[0]} already; simulate other days, or into another workspace")
         with talk.step("simulate"):
             written = write_logs(
-                logs, first, days, requests_per_day, params.seed if seed is None else seed, params.features,
+                logs, first, days, requests_per_day, seed, params.features, settings=SETTINGS[setting], wrong=wrong,
                 progress=lambda done, of: talk.bar("simulate", done / of, f"{done:,} of {of:,} requests"),
             )  # fmt: skip
     typer.echo(f"{written.days[0]} to {written.days[-1]}: " + ", ".join(f"{count:,} {name}" for name, count in written.rows.items()))
