@@ -41,7 +41,6 @@ def connect(collect: Collect, scratch: Path | None = None) -> Any:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     con.hap_spill = folder
-    con.hap_memory_bytes = memory_bytes(collect)
     return con
 
 
@@ -64,6 +63,7 @@ def _open(collect: Collect, folder: Path) -> Any:
     con = ibis.duckdb.connect(
         memory_limit=collect.memory_limit, threads=collect.threads, temp_directory=str(folder), preserve_insertion_order=False
     )
+    con.hap_memory_bytes = memory_bytes(collect)
     con.raw_sql("SET GLOBAL TimeZone = 'UTC'")
     con.raw_sql("SET enable_progress_bar = false")
     return con
