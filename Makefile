@@ -13,11 +13,12 @@ demo: setup
 test: setup lint
 	@$(BIN)/python -m pytest
 
-test-long: setup
+test-long: setup $(VENV)/.stamp-spark
 	@$(BIN)/python -m pytest -m long
 
 # What some tests use and pip does not bring; needs root. Where it is missing, those tests are skipped and say so.
 test-tools:
+	@command -v java >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless >/dev/null)
 	@command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null)
 
 lint: setup
@@ -39,6 +40,11 @@ $(VENV)/.stamp-python:
 $(VENV)/.stamp-hap: $(VENV)/.stamp-python pyproject.toml constraints.txt
 	@echo "installing hap and what it needs (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Half a gigabyte that only the tests of that engine need.
+$(VENV)/.stamp-spark: $(VENV)/.stamp-hap
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,spark]'
 	@touch $@
 
 $(VENV)/.stamp-triton: $(VENV)/.stamp-hap triton_repo/requirements.txt

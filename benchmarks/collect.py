@@ -115,7 +115,8 @@ def measure(engine: str, args: argparse.Namespace, root: Path, days: int = 1) ->
         shutil.rmtree(root / "workspace", ignore_errors=True)
         done = subprocess.run([sys.executable, "-m", "benchmarks.collect", *words], capture_output=True, text=True)
         if done.returncode:
-            return {"failed": (done.stderr.strip() or "killed").splitlines()[-1][:200]}
+            told = [line for line in done.stderr.splitlines() if "Error" in line] or [f"exit {done.returncode}"]
+            return {"failed": told[-1][:200]}
         found.append(json.loads(done.stdout.splitlines()[-1]))
     print(f"{engine}: {found}", file=sys.stderr, flush=True)
     return min(found, key=lambda one: one["cpu_s"])

@@ -36,11 +36,13 @@ class SampleTables:
     """The day's samples in two tables, each sorted by request_id.
 
     `requests` may hold requests without candidates; `candidates` (request_id and columns cand_*) holds
-    only rows of `requests`, sorted by kind, position and item within one.
+    only rows of `requests`, sorted by kind, position and item within one. `limit` is the largest number
+    of rows that windows of both kinds keep of one request, 0 where they keep all.
     """
 
     requests: ir.Table
     candidates: ir.Table
+    limit: int
 
 
 def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count: int) -> SampleTables:
@@ -57,7 +59,9 @@ def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count
     rows = [positives, shown, *_drawn(logs.candidates, requests, params)]
     if params.collect.global_per_positive:
         rows.append(_global_negatives(positives, requests, logs, params, item_count))
-    return SampleTables(_request_columns(requests, params), _candidate_columns(ibis.union(*rows), requests, logs.items, params))
+    limit = sum(window.count or 0 for window in difficulty.windows(params.collect).values())
+    candidates = _candidate_columns(ibis.union(*rows), requests, logs.items, params)
+    return SampleTables(_request_columns(requests, params), candidates, limit)
 
 
 def _exposures(logs: LogTables, requests: ir.Table, params: Params, as_of: dt.datetime) -> tuple[ir.Table, ir.Table]:

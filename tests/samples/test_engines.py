@@ -24,10 +24,9 @@ SHARES = {"below": 0.1, "count": 6, "edges": [0.1, 0.29, 0.57]}
 
 
 def digest(table: pa.Table) -> str:
-    """Over every column in canonical order; one chunk, since chunks are no part of the answer."""
+    """Of the rows as Parquet, which leaves out what lies in memory beneath a null; one chunk, since chunks are no part of the answer."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+    pq.write_table(table.combine_chunks(), sink)
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
@@ -58,6 +57,20 @@ def test_a_small_memory_limit_changes_nothing_and_leaves_nothing(logged_workspac
     tight = collected_by(changed(params, memory_limit="40MB", threads=1), simulated(logged_workspace), scratch)
     assert tight.equals(ample) and ample.num_rows == 150
     assert not any(scratch.iterdir())
+
+
+def test_a_day_too_large_to_keep_its_draws_in_memory_is_sorted_to_the_same_bytes(default_params: Params, tmp_path: Path) -> None:
+    params = changed(default_params, rank=WINDOW, prerank=WINDOW)
+    paths = write_day(tmp_path / "logs", awkward_day(6, 25, params), params)
+    con = engines.connect(params.collect, tmp_path / "scratch")
+    kept = collected(con, paths, params)
+    setting = "SELECT current_setting('disabled_optimizers')"
+    assert con.con.sql(setting).fetchall() == [("",)]
+    con.hap_memory_bytes = 1000
+    sorted_instead = collected(con, paths, params)
+    assert con.con.sql(setting).fetchall() == [("top_n_window_elimination",)]
+    engines.disconnect(con)
+    assert digest(sorted_instead) == digest(kept)
 
 
 def test_what_a_killed_process_spilled_is_removed_and_a_running_one_keeps_its_own(default_params: Params, tmp_path: Path) -> None:
