@@ -63,7 +63,7 @@ def write_samples(engine: str, root: Path, params: Any) -> dict[str, Any]:
         from hap.samples import engines
         from hap.samples.expression import LogTables, sample_table
 
-        con = engines.connect(params.collect, Path(scratch))
+        con = engines.connect(params, Path(scratch))
         try:
             logs = LogTables(
                 **{name: engines.read_parquet(con, contract.read_paths(root, name, FIRST_DAY), name) for name in contract.TABLES}

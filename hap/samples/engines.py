@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from hap.logs.contract import TIME
 from hap.logs.sql import reach
-from hap.params import Params
+from hap.params import Collect, Params
 from hap.samples.expression import SampleTables
 from hap.samples.grouping import group_batches
 

@@ -31,7 +31,7 @@ def digest(table: pa.Table) -> str:
 
 
 def collected_by(params: Params, paths: dict[str, list[str]], scratch: Path) -> pa.Table:
-    con = engines.connect(params.collect, scratch)
+    con = engines.connect(params, scratch)
     try:
         return collected(con, paths, params)
     finally:
@@ -62,7 +62,7 @@ def test_a_small_memory_limit_changes_nothing_and_leaves_nothing(logged_workspac
 def test_a_day_too_large_to_keep_its_draws_in_memory_is_sorted_to_the_same_bytes(default_params: Params, tmp_path: Path) -> None:
     params = changed(default_params, rank=WINDOW, prerank=WINDOW)
     paths = write_day(tmp_path / "logs", awkward_day(6, 25, params), params)
-    con = engines.connect(params.collect, tmp_path / "scratch")
+    con = engines.connect(params, tmp_path / "scratch")
     kept = collected(con, paths, params)
     setting = "SELECT current_setting('disabled_optimizers')"
     assert con.con.sql(setting).fetchall() == [("",)]
@@ -79,7 +79,7 @@ def test_what_a_killed_process_spilled_is_removed_and_a_running_one_keeps_its_ow
     for owner in (ended.pid, os.getpid()):
         (tmp_path / f"hap-spill-{owner}-abc").mkdir()
         (tmp_path / f"hap-spill-{owner}-abc" / "part.tmp").write_bytes(b"rows")
-    con = engines.connect(default_params.collect, tmp_path)
+    con = engines.connect(default_params, tmp_path)
     kept = sorted(folder.name for folder in tmp_path.iterdir() if folder != con.hap_spill)
     engines.disconnect(con)
     assert kept == [f"hap-spill-{os.getpid()}-abc"]
@@ -90,14 +90,14 @@ def test_spark_without_java_is_told_in_one_line(default_params: Params, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(ConfigError, match=r"no Java.*PATH.*--engine duckdb") as refusal:
-        engines.connect(changed(default_params, engine="spark").collect, tmp_path)
+        engines.connect(changed(default_params, engine="spark"), tmp_path)
     assert "\n" not in str(refusal.value) and not any(tmp_path.iterdir())
 
 
 def test_spark_without_pyspark_names_the_extra(default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
     with pytest.raises(ConfigError, match=r"hap\[spark\]") as refusal:
-        engines.connect(changed(default_params, engine="spark").collect, tmp_path)
+        engines.connect(changed(default_params, engine="spark"), tmp_path)
     assert "\n" not in str(refusal.value) and not any(tmp_path.iterdir())
 
 
@@ -109,7 +109,7 @@ def test_spark_on_two_threads_gives_what_duckdb_gives(default_params: Params, lo
     for number, windows in enumerate([{"rank": WINDOW, "prerank": SHARES}, {"rank": SHARES, "prerank": WINDOW | {"count": None}}]):
         params = changed(default_params, **windows, requests_without_positive=["keep", "drop"][number])
         cases.append((params, write_day(tmp_path / str(number), awkward_day(number, 25, params), params, files=2)))
-    spark: Any = engines.connect(changed(default_params, engine="spark", spark_master="local[2]").collect, tmp_path / "scratch")
+    spark: Any = engines.connect(changed(default_params, engine="spark", spark_master="local[2]"), tmp_path / "scratch")
     try:
         found = [collected(spark, paths, params) for params, paths in cases]
     finally:

@@ -34,7 +34,7 @@ CHOICES = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def engine(default_params: Params, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    con = engines.connect(default_params.collect, tmp_path_factory.mktemp("scratch"))
+    con = engines.connect(default_params, tmp_path_factory.mktemp("scratch"))
     yield con
     engines.disconnect(con)
 
