@@ -132,6 +132,7 @@ class Train(Strict):
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints; one is made after each epoch, too")
     keep_checkpoints: Count = 2
     log_steps: int = Field(default=20, ge=1, description="steps between two points of the curves, and two checks that losses are finite")
+    warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
     conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
 
 

@@ -69,7 +69,7 @@ def _train(ws: Workspace, name: str) -> None:
     from hap.training.feed import window_files
     from hap.training.loop import Place, Progress, pick_device, train
     from hap.training.ranks import open_ranks
-    from hap.training.run import read_run
+    from hap.training.run import read_run, warm_weights
 
     run = read_run(ws)
 
@@ -81,7 +81,8 @@ def _train(ws: Workspace, name: str) -> None:
     key = hashlib.sha256(ws.window_file.read_bytes() + ws.run_file.read_bytes() + name.encode()).hexdigest()
     place = Place(ws.state / "checkpoints" / name, key)
     with open_ranks(pick_device(run.params.train.device)) as ranks:
-        trained = train(name, run.params, window_files(ws, run.window), report, ranks=ranks, place=place)
+        warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
+        trained = train(name, run.params, window_files(ws, run.window), report, ranks=ranks, place=place, warm=warm)
         if ranks.leads:
             facts = trained.facts | {"window": list(run.window), "seed": run.params.seed}
             durable.write_json(ws.models / name / "curves.json", {"steps": trained.curves, "conflict": trained.conflicts})

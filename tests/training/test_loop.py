@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hap.errors import DataError
-from hap.models.build import load_model, save_model
+from hap.models.build import build_model, load_model, save_model
 from hap.params import Params
 from hap.training.feed import Feed
-from hap.training.loop import Progress, Trained, pick_device, train
+from hap.training.loop import Progress, Trained, pick_device, train, warm_start
 
 
 def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
@@ -63,3 +63,27 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         with pytest.raises(DataError, match=r"train\.device"):
             pick_device("cuda")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_a_warm_start_takes_over_what_fits_and_begins_the_rest_fresh(
+    small_params: Params, sample_files: list[Path], tmp_path: Path
+) -> None:
+    trained, _ = run("light", small_params, sample_files)
+    save_model(trained.model, tmp_path / "light", trained.facts)
+    grown = small_params.model_copy(update={"light": small_params.light.model_copy(update={"size": 24})})
+    torch.manual_seed(9)
+    model = build_model("light", grown)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    taken = warm_start(model, tmp_path / "light" / "model.pt")
+    old, new = trained.model.state_dict(), model.state_dict()
+    assert 0 < taken < sum(value.numel() for value in new.values())
+    for key, value in new.items():
+        assert torch.equal(value, old[key] if old[key].shape == value.shape else fresh[key]), key
+
+
+def test_training_goes_on_from_warm_weights(small_params: Params, sample_files: list[Path], tmp_path: Path) -> None:
+    trained, cold = run("light", small_params, sample_files)
+    save_model(trained.model, tmp_path / "light", trained.facts)
+    warm, seen = run("light", small_params, sample_files, warm=tmp_path / "light" / "model.pt")
+    assert sum(seen[0].loss.values()) < sum(cold[0].loss.values())
+    assert warm.facts["warm_parameters"] > 0 == trained.facts["warm_parameters"]
