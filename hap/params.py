@@ -38,9 +38,12 @@ class Feature(Strict):
     rows: int | None = Field(default=None, ge=2, description="rows of the hashed embedding table; ids and categories only")
     missing: float = Field(default=0.0, description="stands in for an absent dense value before scaling")
     scale: Literal["linear", "log"] = Field(default="linear", description="log: log(1 + max(x, 0)) before normalisation")
+    known: int | None = Field(default=None, ge=1, description="categories only: the log contract admits 1..known; null admits any")
 
     @model_validator(mode="after")
     def _rows_go_with_ids(self) -> "Feature":
+        if self.known is not None and self.type != "category":
+            raise ValueError(f"feature {self.name!r}: `known` has a meaning for a category only, not for type {self.type}")
         if (self.type == "dense") != (self.rows is None):
             raise ValueError(f"feature {self.name!r}: `rows` is needed for an id or category and has no meaning for dense")
         return self
@@ -92,6 +95,8 @@ class Logs(Strict):
     path: str = Field(default="logs", description="folder below the workspace, or an absolute path")
     complete: bool = Field(default=True, description="whether every candidate of a request is logged, with its position")
     positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
+    quarantine: bool = Field(default=False, description="whether rows that break the contract are set aside instead of refusing the day")
+    max_bad_share: float = Field(default=0.01, ge=0, lt=1, description="quarantine: largest share of a table's rows that may be set aside")
 
 
 class Window(Strict):
@@ -101,6 +106,15 @@ class Window(Strict):
     count: int | None = Field(ge=1, description="at most this many per request, drawn by the sampling key; null takes all")
     edges: tuple[float, ...] = Field(description="where difficulty buckets begin (Rank-50); under 1 a share of the list")
 
+    @field_validator("edges")
+    @classmethod
+    def _one_unit(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({0 < edge < 1 for edge in value if edge}) > 1:
+            raise ValueError(
+                "edges must be all positions or all shares of the list (under 1): which of 50 and 0.5 is larger depends on the list"
+            )
+        return value
+
 
 class Collect(Strict):
     label_delay_hours: Annotated[float, Field(ge=0)] = 2.0
@@ -109,6 +123,8 @@ class Collect(Strict):
     global_per_positive: int = Field(default=2, ge=0, description="GN for each EP")
     max_positives: Count = 50
     requests_without_positive: Literal["keep", "drop"] = "keep"
+    engine: Literal["duckdb", "spark"] = Field(default="duckdb", description="what evaluates the samples; the same bytes from both")
+    spark_master: str = Field(default="local[2]", description="Spark's master URL; spark only")
     memory_limit: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "2GB"
     threads: Count = 2
     row_group_requests: Count = 256

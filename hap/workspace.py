@@ -20,7 +20,7 @@ from hap.params import Params, load_params
 from hap.project import project_file
 
 MARKER = "hap.toml"
-_IGNORED = "/logs/\n/registry/\n/triton/\n/pages/\n/remote/\n/.hap/\n.*.new/\n.*.old/\n*.tmp\n"
+_IGNORED = "/logs/\n/quarantine/\n/late/\n/registry/\n/triton/\n/pages/\n/remote/\n/.hap/\n.*.new/\n.*.old/\n*.tmp\n"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Workspace:
     @property
     def samples(self) -> Path:
         return self.root / "samples"
+
+    @property
+    def quarantine(self) -> Path:
+        """Log rows that broke the contract, by table and collected day."""
+        return self.root / "quarantine"
+
+    @property
+    def late(self) -> Path:
+        """Log rows that came too late for a closed day, by table and collected day."""
+        return self.root / "late"
 
     @property
     def models(self) -> Path:

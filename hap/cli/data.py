@@ -1,8 +1,9 @@
 """Words about workspaces and data: init, simulate, import, collect, show."""
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,29 +45,60 @@ def simulate(
     days: Annotated[int, typer.Option(help="Days of logs.", min=1)] = 4,
     requests_per_day: Annotated[int, typer.Option(help="Requests of each day.", min=1)] = 2000,
     seed: Annotated[int | None, typer.Option(help="Seed of the world; else params.yaml's.", show_default=False)] = None,
+    setting: Annotated[str, typer.Option(help="A named world: default, single-interest, double-noise or fast-drift.")] = "default",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A fault of the logs: new-category, broken-feature[:null|constant|zero], shifted-prices, late-logs or click-outage. "
+            "Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    fault_from: Annotated[str | None, typer.Option(help="First day of the faults; else the last one.", show_default=False)] = None,
+    fault_size: Annotated[
+        list[float] | None,
+        typer.Option(help="Size of a fault, once for each --fault in their order; docs/simulator.md names defaults.", show_default=False),
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Write the logs of a simulated four-stage cascade; a folder that is no workspace yet becomes one.
 
-    Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000
+    Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000 --fault click-outage
     """
     from flows.talk import Talk
     from hap.logs import contract
+    from hap.logs.faults import named, parse
+    from hap.logs.simulator import SETTINGS
     from hap.logs.simulator import simulate as write_logs
 
     first = day_of(first_day)
+    last = first + dt.timedelta(days=days - 1)
+    if setting not in SETTINGS:
+        raise UsageError(f"--setting {setting}: there is no such world; choose one of {', '.join(SETTINGS)}")
+    faults: list[str] = fault or []
+    sizes: Sequence[float | None] = fault_size or [None] * len(faults)
+    for text in faults:
+        named(text)  # a wrong name is told before a workspace is made
+    if len(sizes) != len(faults):
+        raise UsageError(f"{len(sizes)} --fault-size for {len(faults)} --fault; give one for each fault in their order, or none at all")
+    since = day_of(fault_from) if fault_from else last
+    if not first <= since <= last:
+        raise UsageError(f"--fault-from {since} is not among the days simulated, {first} to {last}")
     if dry_run:
         typer.echo(f"would write {days} days of {requests_per_day} requests from {first}")
         return
     ws = init_workspace(root) if root is not None else find_workspace(None)
     params, talk = ws.params(), Talk()
+    seed = params.seed if seed is None else seed
+    types = SETTINGS[setting].content_types
+    wrong = [parse(text, since, size, seed, params.features, types) for text, size in zip(faults, sizes, strict=True)]
     with workspace_lock(ws, "simulate", dt.datetime.now(dt.UTC)):
         logs = ws.logs(params)
         if taken := [day for day in contract.logged_days(logs) if first <= day < first + dt.timedelta(days=days)]:
             raise UsageError(f"{logs} holds logs of {taken[0]} already; simulate other days, or into another workspace")
         with talk.step("simulate"):
             written = write_logs(
-                logs, first, days, requests_per_day, params.seed if seed is None else seed, params.features,
+                logs, first, days, requests_per_day, seed, params.features, settings=SETTINGS[setting], wrong=wrong,
                 progress=lambda done, of: talk.bar("simulate", done / of, f"{done:,} of {of:,} requests"),
             )  # fmt: skip
     typer.echo(f"{written.days[0]} to {written.days[-1]}: " + ", ".join(f"{count:,} {name}" for name, count in written.rows.items()))
@@ -107,6 +139,18 @@ def collect(
             help="Count what was ingested up to here (ISO 8601 UTC); else the day's end plus the label delay.", show_default=False
         ),
     ] = None,
+    quarantine: Annotated[
+        bool | None,
+        typer.Option(
+            "--quarantine/--no-quarantine",
+            help="Set rows that break the log contract aside, up to logs.max_bad_share; else logs.quarantine decides.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["duckdb", "spark"] | None,
+        typer.Option("--engine", help="What evaluates the samples; else collect.engine of params.yaml.", show_default=False),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -114,18 +158,37 @@ def collect(
 
     Example: hapctl collect --day 2026-01-03
     """
+    from hap.days import default_as_of
     from hap.logs import contract
+    from hap.logs.quarantine import would_set_aside
+    from hap.samples import late
     from hap.samples.collect import collect_day
 
     ws = find_workspace(root)
     params, wanted = ws.params(), day_of(day)
+    if engine is not None:
+        params = params.model_copy(update={"collect": params.collect.model_copy(update={"engine": engine})})
     moment = _moment(as_of) if as_of else None
     if dry_run:
-        rows = {name: contract.check_day(ws.logs(params), name, wanted, params) for name in ("requests", "candidates", "items")}
-        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in rows.items())}); would collect them")
+        delay = params.collect.label_delay_hours
+        logs = contract.day_logs(ws.logs(params), wanted, delay)
+        try:
+            tally = contract.check_logs(logs, params, moment or default_as_of(wanted, delay))
+        except contract.BrokenRows:
+            if not (params.logs.quarantine if quarantine is None else quarantine):
+                raise
+            typer.echo(f"{wanted}: would set aside {_quarantined(would_set_aside(logs, params))}, and collect the rest")
+            return
+        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them")
         return
     with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
-        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen)
+        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen, set_aside=quarantine)
+    if found := late.find(ws, wanted):
+        typer.echo(
+            f"{wanted} is closed and stays as it is: {found.total:,} late rows ({_counts(found.rows)}) lie in {ws.late}; "
+            f"`hapctl collect --day {wanted} --reopen` takes in the {found.by_as_of:,} that were ingested by {manifest.as_of}",
+            err=True,
+        )
     answer(manifest.to_json(), _manifest_text(ws, manifest.to_json()), json)
 
 
@@ -147,15 +210,17 @@ def show(
 
 def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
     from hap.registry import versions
-    from hap.samples import partitions
+    from hap.samples import late, partitions
 
     manifest = partitions.load(ws, day).to_json()
     known = versions.list_versions(ws, ws.params())
     trained = [version.label for version in known if day.isoformat() in version.window]
     judged = [version.label for version in known if day.isoformat() in (versions.read_verdict(ws, version.number) or {}).get("days", ())]
-    value = {**manifest, "trained": trained, "judged": judged}
+    since = late.find(ws, day)
+    value = {**manifest, "late_since": since.rows if since else {}, "trained": trained, "judged": judged}
     lines = [
         _manifest_text(ws, manifest),
+        f"late since      {_counts(since.rows) if since else 'none'}",
         f"trained on it   {', '.join(trained) or 'none'}",
         f"judged by it    {', '.join(judged) or 'none'}",
     ]
@@ -181,8 +246,24 @@ def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-a
     buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
-        f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}"
+        f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}\n"
+        f"watermark       {manifest['watermark']}\nlate rows       {_counts(manifest['late'])}\n"
+        f"quarantined     {_quarantined(manifest['quarantined'])}\n"
+        f"unmatched       {manifest['feedback_unmatched']:,} feedback rows of requests that no day near has"
     )
+
+
+def _counts(rows: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in rows.items()) or "none"
+
+
+def _quarantined(aside: dict[str, dict[str, int]]) -> str:
+    """Rows set aside by table, with the rule that most of them broke."""
+    said = []
+    for name, rules in aside.items():
+        worst = max(sorted(rules), key=lambda rule: rules[rule])
+        said.append(f"{name} {sum(rules.values()):,} (mostly: {worst})")
+    return "; ".join(said) or "none"
 
 
 def _span(days: tuple[str, ...]) -> str:

@@ -1,8 +1,9 @@
-"""The simulated world: a catalogue that turns over daily, and users of several drifting interests.
+"""The simulated world: a catalogue that turns over daily, and users of several drifting interests who come and go.
 
-Everything is drawn from streams keyed by (seed, purpose, day), so a day is the same however many days
-are simulated after it. Equations: docs/simulator.md. Shapes: U users, I interests of each, N items
-published so far, T content types, A authors, D latent width.
+Every part moves in a steady state: what one day draws is distributed as any other day's. Everything comes from
+streams keyed by (seed, purpose, day), so a day is the same however many days are simulated after it. Equations:
+docs/simulator.md. Shapes: U users, I interests of each, H history, N items published so far, T content types,
+A authors, B age bands, D latent width.
 """
 
 import datetime as dt
@@ -14,35 +15,38 @@ from hap.days import start_of
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
-_PURPOSES = ("types", "authors", "users", "items", "past", "drift", "day", "chunk")
+AGE_BANDS = 8
+_PURPOSES = ("types", "authors", "users", "items", "past", "drift", "mood", "day", "chunk", "fault")
+_ORIGIN = 1024  # days before the first have negative numbers, seeds may not
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorSettings:
     """Sizes and strengths of the world and its cascade; docs/simulator.md gives the equations they stand in."""
 
-    users: int = 2_000  # about 4 requests of each a day at 8,000 requests: histories move within the days simulated
+    requests_per_user: float = 4.0  # a day; the number of users follows, so a larger day is more of the same world
+    user_turnover: float = 0.02  # of the users are replaced by new ones every midnight, who begin without a history
+    warmup_days: int = 6  # lived through before the first day; a usual history turns over in three
     new_items_per_day: int = 300  # with 10 days of life, 3,000 items alive: ten times what one request retrieves
     item_life_days: tuple[float, float] = (6.0, 14.0)  # a tenth of the catalogue turns over daily
     authors: int = 400  # 7 items alive of each, so an author says what a new item cannot yet
     content_types: int = 12
-    latent_dim: int = 8  # small enough to be learnt from a few thousand requests a day
-    interests: int = 4  # several per user: their mean points nowhere, so which history item matters depends on the candidate
+    latent_dim: int = 16
+    interests: int = 6  # several per user: their mean points nowhere, so which history item matters depends on the candidate
     history: int = 20  # clicks kept per user
-    no_history_share: float = 0.02  # users who begin with none
-    interest_spread: float = 0.7  # distance of an interest from its content type's centre
-    author_spread: float = 0.7  # distance of an author from the type's centre
-    item_spread: float = 0.5  # distance of an item from its author
-    drift_per_day: float = 0.15  # step of an interest's random walk; 1 would replace it within a day
+    interest_spread: float = 0.6  # distance of an interest from its content type's centre
+    author_spread: float = 0.6  # distance of an author from the type's centre
+    item_spread: float = 0.4  # distance of an item from its author
+    drift_per_day: float = 0.15  # step of an interest round its type's centre; 1 would draw it anew
+    switch_per_day: float = 0.03  # of all interests give way to one of another type
 
-    bias: float = -7.4  # puts clicks per request near 1.7
-    history_weight: float = 8.0  # of the history items that resemble the candidate: the largest term
-    history_focus: float = 12.0  # how sharply the resembling ones count; 0 is a plain mean, which no attention can beat
-    history_days: float = 3.0  # an event's weight falls to 1/e in this time
-    interest_weight: float = 0.8  # what the history does not yet show
-    quality_weight: float = 0.5
+    bias: float = -12.8  # puts clicks per request near 1.7
+    taste_weight: float = 6.0  # of the nearest of all interests: what retrieval and pre-ranking know
+    mood_weight: float = 8.0  # of the interest that is on the user's mind now: what ranking knows, too
+    mood_days: float = 1.5  # a mood lasts this long on average, so the latest clicks tell it and older ones do not
+    quality_weight: float = 1.0
     popularity_weight: float = 0.3  # known to nobody but the item's own id
-    price_weight: float = 0.4  # times the sensitivity of the user's age band
+    price_weight: float = 0.6  # times the sensitivity of the user's age band
     age_weight: float = 0.08  # per day since publication
     hour_weight: float = 0.4  # content types have their hours
     position_weight: float = 0.35  # times log2(1 + position): what is shown lower is seen less
@@ -51,11 +55,10 @@ class SimulatorSettings:
     ranked: int = 80
     reranked: int = 30
     exposed: int = 8
-    retrieval_gain: float = 2.0  # retrieval knows interests, quality and popularity alone, and trusts them twice as much
-    retrieval_noise: float = 3.0  # standard deviations in logits, falling from stage to stage as models grow
-    prerank_noise: float = 2.5
-    rank_noise: float = 1.6
-    rerank_noise: float = 1.3
+    retrieval_noise: float = 1.4  # standard deviations in logits; with what a stage does not know (docs), errors fall from stage to stage
+    prerank_noise: float = 1.2
+    rank_noise: float = 2.7
+    rerank_noise: float = 2.2
     author_penalty: float = 0.5  # re-ranking holds back repeats of an author
 
     delayed_share: float = 0.1  # of clicks; these come hours later, some after midnight
@@ -85,77 +88,114 @@ class Items:
 
 
 class World:
-    """Users, items and click histories between two moments; `open_day` moves it to the next day."""
+    """Users, items and click histories between two moments; `open_day` moves it to the next day.
 
-    def __init__(self, settings: SimulatorSettings, seed: int, first_day: dt.date) -> None:
-        self.settings, self.seed, self.first_day = settings, seed, first_day
+    It begins `warmup_days` before `first_day` with histories that are only roughly right; hap.logs.cascade.begin
+    lives through those days.
+    """
+
+    def __init__(self, settings: SimulatorSettings, seed: int, first_day: dt.date, requests_per_day: int) -> None:
+        self.settings, self.seed, self.first_day, self.requests_per_day = settings, seed, first_day, requests_per_day
         s = settings
         rng = self.stream("types")
         self.type_TD = _unit(rng.standard_normal((s.content_types, s.latent_dim)))
         self.type_price_T = rng.normal(3.0, 0.6, s.content_types)
         hours = 2 * np.pi * (np.arange(24)[:, None] - rng.uniform(0, 24, s.content_types)) / 24
         self.hour_appeal = np.cos(hours).astype(np.float32)  # [24, T]
+        self.band_taste_BT = np.log(rng.dirichlet(np.full(s.content_types, 1.5), AGE_BANDS))
 
         rng = self.stream("authors")
         self.author_type_A = rng.integers(0, s.content_types, s.authors)
-        self.author_AD = _near(self.type_TD[self.author_type_A], s.author_spread, rng)
+        self.author_AD = _unit(self.type_TD[self.author_type_A] + _step(s.author_spread, rng, s.authors, s.latent_dim))
         popularity = rng.lognormal(0, 0.8, s.authors)
         self.author_share_A = popularity / popularity.sum()
 
-        rng = self.stream("users")
-        bands = 8
-        self.age_band_U = rng.integers(0, bands, s.users)
-        band_taste = rng.dirichlet(np.full(s.content_types, 0.5), bands)  # [bands, T]
-        draws = rng.random((s.users, s.interests, 1))
-        interest_type = np.minimum((draws > band_taste.cumsum(1)[self.age_band_U][:, None, :]).sum(2), s.content_types - 1)
-        self.interest_UID = _near(self.type_TD[interest_type], s.interest_spread, rng)
-        self.interest_weight_UI = rng.dirichlet(np.full(s.interests, 3.0), s.users).astype(np.float32)
-        self.price_sense_U = np.linspace(1.5, 0.1, bands, dtype=np.float32)[self.age_band_U]
-        self.activity_U = rng.lognormal(0, 0.7, s.users)
+        users = max(10, round(requests_per_day / s.requests_per_user))
+        rng = self.stream("users", -s.warmup_days - 1)
+        self.user_id_U = np.arange(users) + 1
+        self.age_band_U = rng.integers(0, AGE_BANDS, users)
+        self.activity_U = rng.lognormal(0, 0.7, users)
+        self.type_UI = self._interest_types(rng)
+        self.offset_UID = _step(s.interest_spread, rng, users, s.interests, s.latent_dim)
+        self.mood_U = rng.integers(0, s.interests, users)
 
         self.items = Items()
-        for day in range(-int(np.ceil(s.item_life_days[1])), 0):
+        for day in range(-s.warmup_days - int(np.ceil(s.item_life_days[1])), -s.warmup_days):
             self._publish(day)
-        self.hist_item_UH = np.full((s.users, s.history), -1)  # item index, most recent last; -1 is padding
-        self.hist_us_UH = np.zeros((s.users, s.history), np.int64)
+        self.hist_item_UH = np.full((users, s.history), -1)  # item index, most recent last; -1 is padding
+        self.hist_us_UH = np.zeros((users, s.history), np.int64)
         self.pending: list[np.ndarray] = []  # clicks on their way into the histories: int64[4, n] user, item, event, ingestion
-        self._live_through_the_past()
+        self._draw_a_past()
+
+    @property
+    def interest_UID(self) -> np.ndarray:
+        """Where every user's interests lie today, unit vectors."""
+        return _unit(self.type_TD[self.type_UI] + self.offset_UID)
+
+    @property
+    def price_sense_U(self) -> np.ndarray:
+        """How much a price above its type's usual level repels, by age band: 1.5 down to 0.1."""
+        return np.linspace(1.5, 0.1, AGE_BANDS, dtype=np.float32)[self.age_band_U]
 
     def stream(self, purpose: str, *place: int) -> np.random.Generator:
         """The generator of one purpose at one place (day, slot, chunk), independent of every other."""
-        return np.random.default_rng(np.random.SeedSequence([self.seed, _PURPOSES.index(purpose), *place]))
+        return np.random.default_rng(np.random.SeedSequence([self.seed, _PURPOSES.index(purpose), *(_ORIGIN + p for p in place)]))
 
     def day_start_us(self, day: int) -> int:
         """00:00 UTC of day number `day` (0 is the first) in microseconds since 1970."""
         return int(start_of(self.first_day).timestamp()) * 1_000_000 + day * DAY_US
 
     def open_day(self, day: int) -> None:
-        """Publish the day's items and let every interest drift a step."""
+        """Publish the day's items, let every interest drift a step and some users give way to new ones."""
         self._publish(day)
         s, rng = self.settings, self.stream("drift", day)
-        self.interest_UID = _near(self.interest_UID, s.drift_per_day, rng)
-        fresh = rng.dirichlet(np.full(s.interests, 3.0), s.users).astype(np.float32)
-        self.interest_weight_UI = (1 - s.drift_per_day) * self.interest_weight_UI + s.drift_per_day * fresh
+        # The old offset shrinks by as much as the step adds: interests wander, their spread stays.
+        fresh = _step(s.interest_spread, rng, *self.offset_UID.shape)
+        self.offset_UID = np.sqrt(np.float32(1 - s.drift_per_day**2)) * self.offset_UID + s.drift_per_day * fresh
+        switched = rng.random(self.type_UI.shape) < s.switch_per_day
+        self.type_UI = np.where(switched, self._interest_types(rng), self.type_UI)
+
+        rng = self.stream("users", day)
+        gone = np.flatnonzero(rng.random(len(self.user_id_U)) < s.user_turnover)
+        self.age_band_U[gone] = rng.integers(0, AGE_BANDS, len(self.user_id_U))[gone]
+        self.activity_U[gone] = rng.lognormal(0, 0.7, len(self.user_id_U))[gone]
+        self.type_UI[gone] = self._interest_types(rng)[gone]
+        self.offset_UID[gone] = _step(s.interest_spread, rng, *self.offset_UID.shape)[gone]
+        self.user_id_U[gone] = self.user_id_U.max() + 1 + np.arange(len(gone))
+        self.hist_item_UH[gone], self.hist_us_UH[gone] = -1, 0
+        self.pending = [clicks[:, ~np.isin(clicks[0], gone)] for clicks in self.pending]
+
+    def open_slot(self, day: int, slot: int) -> None:
+        """Move some users' minds to another of their interests."""
+        s, rng = self.settings, self.stream("mood", day, slot)
+        changes = rng.random(len(self.mood_U)) < -np.expm1(-1 / (s.slots_per_day * s.mood_days))
+        self.mood_U = np.where(changes, rng.integers(0, s.interests, len(self.mood_U)), self.mood_U)
 
     def remember(self, user: np.ndarray, item: np.ndarray, at_us: np.ndarray) -> None:
         """Push clicks (user index, item index, time) into the histories; each keeps the latest events."""
-        old = self.hist_item_UH >= 0
-        users = np.concatenate([np.nonzero(old)[0], user])
-        items = np.concatenate([self.hist_item_UH[old], item])
-        times = np.concatenate([self.hist_us_UH[old], at_us])
-        order = np.lexsort((items, times, users))
-        users, items, times = users[order], items[order], times[order]
+        touched, place = np.unique(user, return_inverse=True)
+        old = self.hist_item_UH[touched] >= 0
+        rows = np.concatenate([np.nonzero(old)[0], place])
+        items = np.concatenate([self.hist_item_UH[touched][old], item])
+        times = np.concatenate([self.hist_us_UH[touched][old], at_us])
+        order = np.lexsort((items, times, rows))
+        rows, items, times = rows[order], items[order], times[order]
         # The last event of a user goes to the last column, the one before it to the column before.
-        from_end = np.searchsorted(users, users, side="right") - 1 - np.arange(len(users))
+        from_end = np.searchsorted(rows, rows, side="right") - 1 - np.arange(len(rows))
         kept = from_end < self.settings.history
-        column = self.settings.history - 1 - from_end[kept]
-        self.hist_item_UH[:], self.hist_us_UH[:] = -1, 0
-        self.hist_item_UH[users[kept], column] = items[kept]
-        self.hist_us_UH[users[kept], column] = times[kept]
+        where = touched[rows[kept]], self.settings.history - 1 - from_end[kept]
+        self.hist_item_UH[touched], self.hist_us_UH[touched] = -1, 0
+        self.hist_item_UH[where], self.hist_us_UH[where] = items[kept], times[kept]
+
+    def _interest_types(self, rng: np.random.Generator) -> np.ndarray:
+        """Content types [U, I] by the taste of each user's age band, none twice for one user."""
+        drawn = self.band_taste_BT[self.age_band_U] + rng.gumbel(size=(len(self.age_band_U), self.settings.content_types))
+        types: np.ndarray = np.argsort(-drawn, axis=1)[:, : self.settings.interests]
+        return types
 
     def _publish(self, day: int) -> None:
         s = self.settings
-        rng = self.stream("items", day + int(np.ceil(s.item_life_days[1])))
+        rng = self.stream("items", day)
         n = s.new_items_per_day
         author = np.searchsorted(self.author_share_A.cumsum(), rng.random(n)).clip(max=s.authors - 1)
         content_type = self.author_type_A[author]
@@ -174,30 +214,34 @@ class World:
             "published_us": published,
             "expires_us": published + life.astype(np.int64),
         }
-        self.items.append(_near(self.author_AD[author], s.item_spread, rng), columns)
+        self.items.append(_unit(self.author_AD[author] + _step(s.item_spread, rng, n, s.latent_dim)), columns)
 
-    def _live_through_the_past(self) -> None:
-        """Clicks from before the first day, drawn by interest from what was alive then."""
+    def _draw_a_past(self) -> None:
+        """Histories at the beginning of the warm-up: clicks at each user's rate since joining, of items near the interests."""
         s, rng = self.settings, self.stream("past")
-        now = self.day_start_us(0)
+        now, users = self.day_start_us(-s.warmup_days), len(self.user_id_U)
+        clicks_per_day = 1.7 * s.requests_per_user * self.activity_U / self.activity_U.mean()
+        ages = np.cumsum(rng.exponential(1 / clicks_per_day[:, None], (users, s.history)), axis=1)[:, ::-1]  # days, oldest first
+        joined = rng.exponential(1 / max(s.user_turnover, 1e-3), users)
         alive = self.items.alive(now)
-        events = rng.integers(5, s.history + 1, s.users) * (rng.random(s.users) >= s.no_history_share)
-        ages = np.sort(rng.uniform(0, 3 * DAY_US, (s.users, s.history)).astype(np.int64), axis=1)[:, ::-1]
-        for begin in range(0, s.users, 512):
+        interest = self.interest_UID
+        for begin in range(0, users, 512):
             block = slice(begin, begin + 512)
-            liking = interest_affinity(self.interest_UID[block], self.items.latent_ND[alive])
-            liking = 6.0 * liking + s.quality_weight * self.items["quality"][alive] + rng.gumbel(size=liking.shape)
-            drawn = np.argpartition(liking, -s.history, axis=1)[:, -s.history :]
-            self.hist_item_UH[block] = alive[rng.permuted(drawn, axis=1)]
-        at = np.maximum(now - ages, self.items["published_us"][self.hist_item_UH] + 1)  # never clicked before publication
-        order = np.argsort(at, axis=1)
-        self.hist_item_UH = np.take_along_axis(self.hist_item_UH, order, 1)
-        self.hist_us_UH = np.take_along_axis(at, order, 1)
+            liking = 10.0 * nearest_interest(interest[block], self.items.latent_ND[alive])
+            liking += rng.gumbel(size=liking.shape).astype(np.float32)
+            width = min(s.history, len(alive))
+            drawn = np.argpartition(liking, -width, axis=1)[:, -width:]
+            self.hist_item_UH[block, -width:] = alive[rng.permuted(drawn, axis=1)]
+        at = np.maximum(now - (ages * DAY_US).astype(np.int64), self.items["published_us"][self.hist_item_UH] + 1)
+        order = np.argsort(at, axis=1)  # none is clicked before its publication, so some moved
+        self.hist_item_UH, self.hist_us_UH = (np.take_along_axis(array, order, 1) for array in (self.hist_item_UH, at))
+        # Those from before the user joined do not exist; the latest n remain.
+        events = np.minimum((ages < joined[:, None]).sum(1), (self.hist_item_UH >= 0).sum(1))
         padding = np.arange(s.history) < (s.history - events)[:, None]
         self.hist_item_UH[padding], self.hist_us_UH[padding] = -1, 0
 
 
-def interest_affinity(interest_RID: np.ndarray, latent_ND: np.ndarray) -> np.ndarray:
+def nearest_interest(interest_RID: np.ndarray, latent_ND: np.ndarray) -> np.ndarray:
     """Cosine of each item with the nearest interest of each user [R, N]."""
     best: np.ndarray = interest_RID[:, 0] @ latent_ND.T
     for k in range(1, interest_RID.shape[1]):
@@ -210,7 +254,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _near(centre: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors at about `spread` from unit vectors."""
-    step = rng.standard_normal(centre.shape) * (spread / np.sqrt(centre.shape[-1]))
-    return _unit(centre + step)
+def _step(length: float, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Gaussian vectors of about `length` each, float32[shape]; the last axis is the vector."""
+    step: np.ndarray = rng.standard_normal(shape, dtype=np.float32) * np.float32(length / np.sqrt(shape[-1]))
+    return step

@@ -2,7 +2,11 @@
 
 The kind follows from the last stage that a candidate reached and its label; the bucket splits
 a kind by the position in the stage it came from (`Rank-50`: ranked below 50). hap.md, "The samples".
+A candidate is logged once, with its last stage, so what is negative twice counts at the furthest stage.
 """
+
+import math
+from fractions import Fraction
 
 import ibis
 import ibis.expr.types as ir
@@ -11,16 +15,25 @@ from hap.params import KINDS, Collect, Window
 
 EP, EN, RN, PRN, GN = range(len(KINDS))
 _NAMES = {RN: "Rank", PRN: "Prerank"}
+_POSITIONS = {EP: "exposure_position", EN: "exposure_position", RN: "rank_position", PRN: "prerank_position"}
 
 
-def kind_of(stage: ir.StringValue, positive: ir.BooleanValue) -> ir.IntegerValue:
-    """EP and EN are exposed; RN reached ranking or re-ranking; PRN reached pre-ranking only."""
-    return ibis.cases(
-        ((stage == "exposure") & positive, EP),
-        (stage == "exposure", EN),
-        (stage.isin(["rank", "rerank"]), RN),
-        else_=PRN,
-    ).cast("int8")
+def exposed(candidates: ir.Table) -> ir.Table:
+    """EP and EN, which differ by their label alone."""
+    return candidates.filter(candidates.stage == "exposure")
+
+
+def of_kind(candidates: ir.Table, kind: int) -> ir.Table:
+    """RN reached ranking or re-ranking and was not exposed; PRN reached pre-ranking only."""
+    stage = candidates.stage
+    if kind == PRN:
+        return candidates.filter(stage == "prerank")
+    return candidates.filter(stage != "prerank", stage != "exposure")  # as `isin` a scan cannot skip rows by it
+
+
+def position_of(candidates: ir.Table, kind: int) -> ir.IntegerColumn:
+    """The position in the stage that the kind is named after; re-ranked items keep the one in ranking."""
+    return candidates[_POSITIONS[kind]]
 
 
 def windows(collect: Collect) -> dict[int, Window]:
@@ -28,31 +41,35 @@ def windows(collect: Collect) -> dict[int, Window]:
     return {RN: collect.rank, PRN: collect.prerank}
 
 
-def uses_shares(collect: Collect) -> bool:
-    """Whether any window or bucket is given as a share of the stage's list."""
-    return any(0 < edge < 1 for window in windows(collect).values() for edge in (window.below, *window.edges))
+def list_lengths(candidates: ir.Table, collect: Collect) -> ir.Table | None:
+    """request_id and length_KIND, the length of each request's ranked and pre-ranked list; None where no edge is a share of it."""
+    if not any(_is_share(edge) for window in windows(collect).values() for edge in (window.below, *window.edges)):
+        return None
+    lengths = {f"length_{kind}": position_of(candidates, kind).max() for kind in windows(collect)}
+    return candidates.group_by("request_id").agg(**lengths)
 
 
-def _absolute(edge: float, list_length: ir.IntegerValue | None) -> ir.NumericValue:
-    return list_length * edge if list_length is not None and 0 < edge < 1 else ibis.literal(edge)
+def in_window(rows: ir.Table, window: Window) -> ir.BooleanValue:
+    """Whether the row's `position` may be sampled; without a position a window keeps all of the kind."""
+    return rows.position.isnull() | (_beyond(rows, window.below))
 
 
-def in_window(kind: ir.IntegerValue, position: ir.IntegerValue, list_length: ir.IntegerValue | None, collect: Collect) -> ir.BooleanValue:
-    """Whether the candidate may be sampled; without a position a window keeps all of the kind."""
-    inside = kind <= EN
-    for code, window in windows(collect).items():
-        below = position.isnull() | (position > _absolute(window.below, list_length))
-        inside = inside | ((kind == code) & below)
-    return inside
-
-
-def bucket_of(kind: ir.IntegerValue, position: ir.IntegerValue, list_length: ir.IntegerValue | None, collect: Collect) -> ir.StringValue:
+def bucket_of(rows: ir.Table, kind: int, collect: Collect) -> ir.StringValue:
     """The largest edge below the position names the bucket; a kind without positions is one bucket."""
-    cases = [(kind == EP, KINDS[EP]), (kind == EN, KINDS[EN]), (kind == GN, KINDS[GN])]
-    for code, window in windows(collect).items():
-        name = _NAMES[code]
-        cases.append(((kind == code) & position.isnull(), name))
-        for edge in sorted(window.edges, reverse=True):
-            cases.append(((kind == code) & (position > _absolute(edge, list_length)), f"{name}-{edge:g}"))
-        cases.append((kind == code, f"{name}-0"))
-    return ibis.cases(*cases)
+    if kind not in _NAMES:
+        return ibis.literal(KINDS[kind])
+    name, edges = _NAMES[kind], sorted(windows(collect)[kind].edges, reverse=True)
+    cases = [(rows.position.isnull(), name), *[(_beyond(rows, edge), f"{name}-{edge:g}") for edge in edges]]
+    return ibis.cases(*cases, else_=f"{name}-0")
+
+
+def _is_share(edge: float) -> bool:
+    return 0 < edge < 1
+
+
+def _beyond(rows: ir.Table, edge: float) -> ir.BooleanValue:
+    """Whether `position` is greater than the edge, in whole numbers: engines differ in how they round 0.29 * 100."""
+    if _is_share(edge):
+        share = Fraction(str(edge))
+        return rows.position.cast("int64") * share.denominator > rows.list_length.cast("int64") * share.numerator
+    return rows.position > math.floor(edge)

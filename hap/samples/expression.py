@@ -1,7 +1,9 @@
 """The samples of a day as one Ibis expression over the four log tables, whatever engine evaluates it.
 
 Every exposure, and negatives drawn from the rest of the complete request by the portable key
-(hap.md, "The samples"; contracts.md, "Samples").
+(hap.md, "The samples"; contracts.md, "Samples"). The expression ends in two sorted tables, requests and
+their chosen candidates; hap/samples/grouping.py zips them into one row per request as they stream by,
+which costs an engine far less than gathering structs into lists.
 """
 
 import datetime as dt
@@ -16,6 +18,7 @@ from hap.samples.ages import age_hours
 from hap.samples.order_key import with_order_key
 
 SPARE_DRAWS = 16  # drawn beyond 2 * EP, since some draws repeat or hit the request's own candidates
+_CHOSEN = ("request_id", "item_id", "kind", "bucket", "position")
 
 
 @dataclass(frozen=True)
@@ -28,74 +31,99 @@ class LogTables:
     items: ir.Table
 
 
-def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count: int) -> ir.Table:
-    """The day's samples: one row per request, candidates as equally long lists, ordered by request_id.
+@dataclass(frozen=True)
+class SampleTables:
+    """The day's samples in two tables, each sorted by request_id.
+
+    `requests` may hold requests without candidates; `candidates` (request_id and columns cand_*) holds
+    only rows of `requests`, sorted by kind, position and item within one.
+    """
+
+    requests: ir.Table
+    candidates: ir.Table
+
+
+def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count: int) -> SampleTables:
+    """The day's samples.
 
     Args:
         item_count: rows of `logs.items`; a literal, since a sub-query in its place multiplies the cost.
     """
     requests = logs.requests.filter(logs.requests.ingest_time <= ibis.literal(as_of))
-    labelled = _labelled(logs, requests, params, as_of)
-    chosen = _chosen(labelled, params)
-    with_positive = chosen.filter(chosen.kind == difficulty.EP)
-    rows = chosen.union(_global_negatives(with_positive, requests, logs, params, item_count))
+    positives, shown = _exposures(logs, requests, params, as_of)
     if params.collect.requests_without_positive == "drop":
-        rows = rows.semi_join(with_positive, "request_id")
-    return _grouped(rows, requests, logs.items, params)
+        requests = requests.semi_join(positives, "request_id")
+        shown = shown.semi_join(positives, "request_id")
+    rows = [positives, shown, *_drawn(logs.candidates, requests, params)]
+    if params.collect.global_per_positive:
+        rows.append(_global_negatives(positives, requests, logs, params, item_count))
+    return SampleTables(_request_columns(requests, params), _candidate_columns(ibis.union(*rows), requests, logs.items, params))
 
 
-def _labelled(logs: LogTables, requests: ir.Table, params: Params, as_of: dt.datetime) -> ir.Table:
-    """request_id, item_id, kind, position, list_length of every logged candidate."""
-    feedback = logs.feedback
+def _exposures(logs: LogTables, requests: ir.Table, params: Params, as_of: dt.datetime) -> tuple[ir.Table, ir.Table]:
+    """EP, of which a request keeps at most `max_positives`, and EN."""
+    collect, feedback = params.collect, logs.feedback
     clicks = feedback.filter(feedback[params.logs.positive] & (feedback.ingest_time <= ibis.literal(as_of)))
-    clicks = clicks.select("request_id", "item_id", positive=ibis.literal(True)).distinct()
-    rows = logs.candidates.semi_join(requests, "request_id").left_join(clicks, ["request_id", "item_id"])
-    rows = rows.select(
-        "request_id", "item_id", "exposure_position", "rank_position", "prerank_position",
-        kind=difficulty.kind_of(rows.stage, rows.positive.fill_null(False)),
-    )  # fmt: skip
-    position = ibis.cases(
-        (rows.kind <= difficulty.EN, rows.exposure_position),
-        (rows.kind == difficulty.RN, rows.rank_position),
-        else_=rows.prerank_position,
-    ).cast("int32")
-    if difficulty.uses_shares(params.collect):
-        per_request = ibis.window(group_by="request_id")
-        length = ibis.cases(
-            (rows.kind == difficulty.RN, rows.rank_position.max().over(per_request)),
-            else_=rows.prerank_position.max().over(per_request),
-        )
-        return rows.select("request_id", "item_id", "kind", position=position, list_length=length)
-    return rows.select("request_id", "item_id", "kind", position=position)
+    clicks = clicks.select("request_id", "item_id", clicked=ibis.literal(True)).distinct()
+    rows = difficulty.exposed(logs.candidates).semi_join(requests, "request_id")
+    rows = rows.left_join(clicks, ["request_id", "item_id"])
+    rows = rows.select("request_id", "item_id", positive=rows.clicked.fill_null(False), position=rows.exposure_position)
+    positives = rows.filter(rows.positive)
+    positives = _first(_keyed(positives, requests, params), collect.max_positives)
+    return _labelled(positives, difficulty.EP, params), _labelled(rows.filter(~rows.positive), difficulty.EN, params)
 
 
-def _chosen(labelled: ir.Table, params: Params) -> ir.Table:
-    """Exposures and the drawn RN and PRN: request_id, item_id, kind, bucket, position."""
-    collect = params.collect
-    length = labelled.list_length if "list_length" in labelled.columns else None
-    rows = labelled.filter(difficulty.in_window(labelled.kind, labelled.position, length, collect))
-    length = rows.list_length if "list_length" in rows.columns else None
+def _drawn(candidates: ir.Table, requests: ir.Table, params: Params) -> list[ir.Table]:
+    """RN and PRN: those inside the kind's window, or `count` of them by the sampling key.
+
+    One table per kind, so that the limit is a literal: then an engine keeps the least n of each request in place of sorting all.
+    """
+    drawn = []
+    lengths = difficulty.list_lengths(candidates, params.collect)
+    for kind, window in difficulty.windows(params.collect).items():
+        rows = difficulty.of_kind(candidates, kind)
+        rows = rows.select("request_id", "item_id", position=difficulty.position_of(rows, kind))
+        if lengths is not None:
+            rows = rows.join(lengths.select("request_id", list_length=lengths[f"length_{kind}"]), "request_id")
+        rows = rows.filter(difficulty.in_window(rows, window))
+        rows = rows.semi_join(requests, "request_id") if window.count is None else _first(_keyed(rows, requests, params), window.count)
+        drawn.append(_labelled(rows, kind, params))
+    return drawn
+
+
+def _keyed(rows: ir.Table, requests: ir.Table, params: Params) -> ir.Table:
+    """Rows of `requests` with the sampling key of (request, item) as `draw`."""
     salt = f"{params.seed}|negatives"
-    rows = rows.mutate(bucket=difficulty.bucket_of(rows.kind, rows.position, length, collect))
-    rows = with_order_key(with_order_key(rows, "mix", "request_id", salt), "draw", "item_id", salt, mix="mix")
-    place = ibis.row_number().over(group_by=["request_id", "kind"], order_by=["draw", "item_id"])
-    rows = rows.mutate(place=place)
-    limits = {difficulty.EP: collect.max_positives}
-    limits |= {code: window.count for code, window in difficulty.windows(collect).items() if window.count is not None}
-    over = ibis.literal(False)
-    for code, limit in limits.items():
-        over = over | ((rows.kind == code) & (rows.place >= limit))
-    return rows.filter(~over).select("request_id", "item_id", "kind", "bucket", "position")
+    mixes = with_order_key(requests.select("request_id"), "mix", "request_id", salt)
+    return with_order_key(rows.join(mixes, "request_id"), "draw", "item_id", salt, mix="mix", ties=True)
+
+
+@ibis.udf.agg.builtin(name="row_number")
+def _row_number() -> int:  # type: ignore[empty-body]
+    """Numbers from 1; Ibis writes its own as `ROW_NUMBER() - 1`, which hides the limit from DuckDB's optimiser and Spark's."""
+
+
+def _first(rows: ir.Table, count: int) -> ir.Table:
+    """Each request's `count` rows of least draw."""
+    rows = rows.mutate(place=_row_number().over(ibis.window(group_by="request_id", order_by="draw", rows=(None, 0))))
+    return rows.filter(rows.place <= count)
+
+
+def _labelled(rows: ir.Table, kind: int, params: Params) -> ir.Table:
+    return rows.select(
+        "request_id", "item_id",
+        kind=ibis.literal(kind, "int8"), bucket=difficulty.bucket_of(rows, kind, params.collect), position=rows.position.cast("int32"),
+    )  # fmt: skip
 
 
 def _global_negatives(positives: ir.Table, requests: ir.Table, logs: LogTables, params: Params, item_count: int) -> ir.Table:
     """GN: for each request, 2 items per positive from the day's catalogue, published before it, not among its candidates."""
-    per_positive = params.collect.global_per_positive
     salt = f"{params.seed}|global"
-    counts = positives.group_by("request_id").agg(wanted=(positives.count() * per_positive).cast("int64"))
+    counts = positives.group_by("request_id").agg(wanted=(positives.count() * params.collect.global_per_positive).cast("int64"))
     counts = counts.join(requests.select("request_id", "event_time"), "request_id")
+    counts = with_order_key(counts, "mix", "request_id", salt)
     draws = counts.mutate(draw=ibis.range(1, counts.wanted + SPARE_DRAWS + 1).unnest().cast("int64"))
-    draws = with_order_key(with_order_key(draws, "mix", "request_id", salt), "key", "draw", salt, mix="mix")
+    draws = with_order_key(draws, "key", "draw", salt, mix="mix")
     draws = draws.mutate(place=draws.key % max(item_count, 1))
     pool = logs.items.select("item_id", "published", place=ibis.row_number().over(order_by="item_id").cast("int64"))
     hits = draws.join(pool, "place")
@@ -103,47 +131,45 @@ def _global_negatives(positives: ir.Table, requests: ir.Table, logs: LogTables, 
     own = logs.candidates.select("request_id", "item_id")
     hits = hits.select("request_id", "item_id", "draw", "wanted").anti_join(own, ["request_id", "item_id"])
     first = hits.group_by(["request_id", "item_id"]).agg(draw=hits.draw.min(), wanted=hits.wanted.max())
-    first = first.mutate(order=ibis.row_number().over(group_by="request_id", order_by="draw"))
-    kept = first.filter(first.order < first.wanted)
+    first = first.mutate(place=ibis.row_number().over(group_by="request_id", order_by="draw"))
+    kept = first.filter(first.place < first.wanted)
     return kept.select(
         "request_id", "item_id",
         kind=ibis.literal(difficulty.GN, "int8"), bucket=ibis.literal(KINDS[difficulty.GN]), position=ibis.null("int32"),
     )  # fmt: skip
 
 
-def _grouped(rows: ir.Table, requests: ir.Table, items: ir.Table, params: Params) -> ir.Table:
-    """Join features, compute ages, and gather one row per request."""
+def _request_columns(requests: ir.Table, params: Params) -> ir.Table:
+    """One row per request: its features and its history with ages."""
     features = params.features
-    request_names = [feature.name for feature in features.user + features.context]
-    logged_history = [feature.name for feature in features.history if feature.name != "age_hours"]
-    logged_items = [feature for feature in features.item if feature.name not in ("item_id", "age_hours")]
+    columns: dict[str, ir.Value] = {name: requests[name] for name in ("request_id", "event_time")}
+    columns |= {feature.name: requests[feature.name] for feature in features.user + features.context}
+    columns |= {f"hist_{f.name}": requests[f"hist_{f.name}"] for f in features.history if f.name != "age_hours"}
+    now_s = _seconds(requests.event_time)
+    columns["hist_age_hours"] = requests.hist_event_time.map(lambda time: age_hours(now_s, _seconds(time)).cast("float32"))
+    return requests.select(**columns).order_by("request_id")
 
-    times = requests.select("request_id", "event_time")
-    rows = rows.join(times, "request_id").left_join(
-        items.select("item_id", "published", *[feature.name for feature in logged_items]), "item_id"
-    )
-    age = age_hours(rows.event_time.epoch_seconds(), rows.published.epoch_seconds())
+
+def _candidate_columns(rows: ir.Table, requests: ir.Table, items: ir.Table, params: Params) -> ir.Table:
+    """One row per chosen candidate: kind, bucket, position, and the item's features at the time of the request."""
+    logged = [feature for feature in params.features.item if feature.name not in ("item_id", "age_hours")]
+    # Times and casts before the joins: per request and per item, of which there are fewer than rows.
+    rows = rows.join(requests.select("request_id", now_s=_seconds(requests.event_time)), "request_id")
+    columns = {f"cand_{f.name}": items[f.name].cast("float32" if f.type == "dense" else "int64") for f in logged}
+    rows = rows.left_join(items.select("item_id", published_s=_seconds(items.published), **columns), "item_id")
     fields: dict[str, ir.Value] = {
-        "cand_kind": rows.kind.cast("int8"),
+        "cand_kind": rows.kind,
         "cand_position": rows.position,
         "cand_item_id": rows.item_id,
         "cand_bucket": rows.bucket,
-        "cand_age_hours": age.cast("float32"),
+        "cand_age_hours": age_hours(rows.now_s, rows.published_s).cast("float32"),
     }
-    for feature in logged_items:
-        fields[f"cand_{feature.name}"] = rows[feature.name].cast("float32" if feature.type == "dense" else "int64")
-    # Sorting compares fields in turn: kind, then position (absent ones as 0), then item, which is unique in a request.
-    order = {"order_kind": rows.kind, "order_position": rows.position.fill_null(0), "order_item": rows.item_id}
-    entries = rows.select("request_id", entry=ibis.struct({**order, **fields}))
-    lists = entries.group_by("request_id").agg(entries=entries.entry.collect())
-    lists = lists.mutate(entries=lists.entries.sort())
+    fields |= {name: rows[name] for name in columns}
+    # An item is unique in its request, so the order is total. Absent positions come first.
+    order = ["request_id", "cand_kind", ibis._.cand_position.fill_null(0), "cand_item_id"]
+    return rows.select("request_id", **fields).order_by(order)
 
-    table = requests.join(lists, "request_id")
-    now_s = table.event_time.epoch_seconds()
-    columns: dict[str, ir.Value] = {name: table[name] for name in ("request_id", "event_time")}
-    columns |= {name: table[name] for name in request_names}
-    columns |= {f"hist_{name}": table[f"hist_{name}"] for name in logged_history}
-    columns["hist_age_hours"] = table.hist_event_time.map(lambda t: age_hours(now_s, t.epoch_seconds()).cast("float32"))
-    for name in fields:
-        columns[name] = table.entries.map(lambda entry, name=name: entry[name])
-    return table.select(**columns).order_by("request_id")
+
+def _seconds(time: ir.Value) -> ir.IntegerValue:
+    """Whole seconds since 1970, rounded down as the serving client does; DuckDB's own figure has a fraction."""
+    return time.epoch_seconds().floor().cast("int64")

@@ -51,12 +51,21 @@ def keyed(ids: Any, a: Any, b: Any, mix: Any = 0, keep: Callable[[Any], Any] = _
 
     lo = keep(ids % _FOLD)
     # ids - lo is a multiple of 2^31, so this division is exact even where an engine divides in float64.
-    hi = (ids - lo) // _FOLD
+    hi = keep((ids - lo) // _FOLD)
     return fifth_power((fifth_power((lo * a + b + mix) % P) + hi) % P)
 
 
-def with_order_key(table: "ir.Table", name: str, column: str, salt: str, mix: str | None = None) -> "ir.Table":
-    """The Ibis table with one more column, `name`: the key of `column`.
+def key_and_id(key: Any, hi: Any, lo: Any) -> Any:
+    """One int64 that orders ids as (key, id) does, so that an engine sorts or keeps the least n by one column.
+
+    Of ids with one key and one hi = id div 2^31, two at most are left, whose lo are 0 and P: all else would be
+    told apart by the key. So 31 bits of key, 32 of hi and 1 of lo are enough, and they fill 64.
+    """
+    return (key - 2**30) * 2**33 + (hi * 2 + (lo + 1) // _FOLD)
+
+
+def with_order_key(table: "ir.Table", name: str, column: str, salt: str, mix: str | None = None, *, ties: bool = False) -> "ir.Table":
+    """The Ibis table with one more column, `name`: the key of `column`, or with `ties` its `key_and_id`.
 
     Each intermediate value is a column of its own step: as one expression the formula would be
     written out 25 times (compile with `ibis.options.sql.fuse_selects` off, or they are fused again).
@@ -72,7 +81,11 @@ def with_order_key(table: "ir.Table", name: str, column: str, salt: str, mix: st
     key = order_key(ibis._[column], salt, mix=ibis._[mix] if mix else 0, keep=keep)
     for number, step in enumerate(steps, 1):
         table = table.mutate(**{f"{name}_{number}": step})
-    return table.mutate(**{name: key}).drop(*[f"{name}_{number}" for number in range(1, len(steps) + 1)])
+    table = table.mutate(**{name: key})
+    if ties:
+        lo, hi = f"{name}_1", f"{name}_2"  # the first two that `keyed` keeps
+        table = table.mutate(**{name: key_and_id(table[name], table[hi], table[lo])})
+    return table.drop(*[f"{name}_{number}" for number in range(1, len(steps) + 1)])
 
 
 def order_key_sql(column: str, salt: str) -> str:

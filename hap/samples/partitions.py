@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from hap.workspace import Workspace
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a closed day holds. `samples_hash` is the sha256 of its rows as written."""
+    """What a closed day holds.
+
+    `samples_hash` is the sha256 of its rows as written. `watermark` is the last ingest_time up to `as_of`
+    in the logs it was made from, `sources` are their files (see `hap.samples.late`). `quarantined` counts the rows
+    set aside by table and rule, `late` those ingested after `as_of` by table, and `feedback_unmatched` the feedback
+    whose request is in none of the logged days that could hold it.
+    """
 
     id: str
     day: str
@@ -26,18 +32,27 @@ class Manifest:
     rows_by_bucket: dict[str, int]
     gn_shortfall: int
     samples_hash: str
+    watermark: str = ""  # from here on: absent from days closed before these were kept
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: dict[str, dict[str, int]] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    feedback_unmatched: int = 0
 
     @classmethod
-    def of(cls, day: dt.date, as_of: dt.datetime, parameters: dict[str, Any], counted: dict[str, Any], gn_shortfall: int) -> "Manifest":
-        """The manifest of freshly written samples; its id covers day, as_of, parameters and content."""
+    def of(cls, day: dt.date, as_of: dt.datetime, parameters: dict[str, Any], counted: dict[str, Any], logs: dict[str, Any]) -> "Manifest":
+        """The manifest of freshly written samples; its id covers day, as_of, parameters and content.
+
+        Args:
+            counted: what was counted while writing. logs: what is known of the logs they were made from.
+        """
         content = orjson.dumps([day.isoformat(), as_of.isoformat(), parameters, counted["samples_hash"]], option=orjson.OPT_SORT_KEYS)
         return cls(
             id=hashlib.sha256(content).hexdigest()[:16],
             day=day.isoformat(),
             as_of=as_of.isoformat(),
             parameters=parameters,
-            gn_shortfall=gn_shortfall,
             **counted,
+            **logs,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -21,11 +21,11 @@ def logged_requests(ws: Workspace, params: Params, day: dt.date, limit: int) -> 
     root, features = ws.logs(params), params.features
     for name in ("requests", "candidates", "items"):
         contract.check_day(root, name, day, params)
-    con = engines.connect(params.collect)
+    con = engines.connect(params, ws.state)
     try:
-        requests = con.read_parquet(contract.read_paths(root, "requests", day), table_name="requests")
-        candidates = con.read_parquet(contract.read_paths(root, "candidates", day), table_name="candidates")
-        items = con.read_parquet(contract.read_paths(root, "items", day), table_name="items")
+        requests = engines.read_parquet(con, contract.read_paths(root, "requests", day), "requests")
+        candidates = engines.read_parquet(con, contract.read_paths(root, "candidates", day), "candidates")
+        items = engines.read_parquet(con, contract.read_paths(root, "items", day), "items")
 
         item_names = [feature.name for feature in features.item if feature.name not in ("item_id", "age_hours")]
         history_names = [feature.name for feature in features.history if feature.name != "age_hours"]
@@ -47,7 +47,7 @@ def logged_requests(ws: Workspace, params: Params, day: dt.date, limit: int) -> 
                     candidate["published"] = _iso(candidate["published"])
                 yield row
     finally:
-        con.disconnect()
+        engines.disconnect(con)
 
 
 def _iso(time: dt.datetime | None) -> str | None:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +14,12 @@ from hap.errors import ConfigError, DataError, UsageError
 from hap.logs import contract
 from hap.logs.simulator import Summary
 from hap.params import Params
-
-DAY = dt.date(2026, 1, 1)
+from tests.logs.bad_files import DAY, change, part, put
 
 
 @pytest.fixture
 def logs(simulated: tuple[Path, Summary], tmp_path: Path) -> Path:
     return Path(shutil.copytree(simulated[0], tmp_path / "logs"))
-
-
-def part(logs: Path, table: str) -> Path:
-    return logs / table / f"day={DAY}" / "part-0.parquet"
-
-
-def change(logs: Path, table: str, edit: Callable[[pa.Table], pa.Table]) -> Path:
-    """Write the day's file again after `edit`, past the writer's own checks."""
-    path = part(logs, table)
-    pq.write_table(edit(pq.read_table(path, partitioning=None)), path)
-    return path
-
-
-def put(table: pa.Table, name: str, rows: list[int], value: object) -> pa.Table:
-    """The table with `value` in some rows of one column."""
-    values = table[name].to_pylist()
-    for row in rows:
-        values[row] = value
-    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, table.schema.field(name).type))
 
 
 def refusal(logs: Path, table: str, params: Params) -> str:
@@ -158,6 +138,7 @@ def test_duplicate_pair_across_files_is_refused(logs: Path, params: Params) -> N
     pq.write_table(pq.read_table(path, partitioning=None).slice(0, 5), path.with_name("part-1.parquet"))
     message = refusal(logs, "candidates", params)
     assert "part-1.parquet: duplicate (request_id, item_id): 5 surplus rows" in message and "x2" in message
+    assert "hapctl collect --quarantine" in message
 
 
 def test_candidate_without_request_is_refused(logs: Path, params: Params) -> None:

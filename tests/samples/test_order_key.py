@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hap.params import Params
-from hap.samples.engines import batches, connect
-from hap.samples.order_key import P, constants, in_share, order_key, order_key_sql, with_order_key
+from hap.samples.engines import batches, connect, disconnect, read_parquet
+from hap.samples.order_key import P, constants, in_share, key_and_id, order_key, order_key_sql, with_order_key
 
 EDGES = [
     1,
@@ -55,9 +55,10 @@ def test_sql_and_ibis_agree_on_the_edges_of_the_id_range(default_params: Params,
     assert dict(found) == dict(zip(EDGES, expected, strict=True))
 
     pq.write_table(pa.table({"id": EDGES}), tmp_path / "ids.parquet")
-    engine = connect(default_params.collect)
-    table = with_order_key(engine.read_parquet(tmp_path / "ids.parquet"), "key", "id", "s")
+    engine = connect(default_params)
+    table = with_order_key(read_parquet(engine, [str(tmp_path / "ids.parquet")], "ids"), "key", "id", "s")
     rows = batches(engine, table, 100).read_all().to_pydict()
+    disconnect(engine)
     assert dict(zip(rows["id"], rows["key"], strict=True)) == dict(zip(EDGES, expected, strict=True))
 
 
@@ -78,3 +79,27 @@ def test_ids_below_p_never_collide_and_composed_ids_rarely_do() -> None:
 def test_in_share_takes_that_share_of_ids(share: float) -> None:
     taken = in_share(np.arange(1, 100_000), "1|heldout", share).mean()
     assert abs(taken - share) < 0.01
+
+
+@given(
+    st.lists(
+        st.one_of(st.integers(0, 2**63 - 1), st.sampled_from(EDGES), st.integers(0, 2**32).map(lambda hi: hi * 2**31 - 1)), min_size=2
+    ),
+    st.integers(0, P - 1),
+)
+def test_key_and_id_is_one_int64_that_sorts_as_the_pair_does(ids: list[int], mix: int) -> None:
+    ids = [value for value in ids if 0 <= value < 2**63]
+    values = np.array(ids, dtype=np.int64)
+    key = order_key(values, "s", mix=mix)
+    together = key_and_id(key, values >> 31, values & P)
+    pairs = list(zip(key.tolist(), ids, strict=True))
+    assert together.tolist() == [int(key_and_id(k, i >> 31, i & P)) for k, i in pairs], "no product leaves 64 bits"
+    assert [pairs[place] for place in np.argsort(together, kind="stable")] == sorted(pairs)
+
+
+def test_ids_with_one_key_are_ordered_by_the_id() -> None:
+    folds = [hi * 2**31 + lo for lo in (5, 0, P) for hi in (3, 3 + P)]  # hi counts mod P, and lo = P as lo = 0
+    keys = {order_key(value, "s") for value in folds[2:]}
+    assert len(keys) == 1, "these collide"
+    together = [key_and_id(order_key(value, "s"), value >> 31, value & P) for value in folds[2:]]
+    assert [folds[2:][place] for place in np.argsort(together)] == sorted(folds[2:])

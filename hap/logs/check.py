@@ -1,0 +1,352 @@
+"""The log contract checked on a day's files: each refusal names file, rule, count, three examples and what to do next.
+
+Row rules are one DuckDB scan per file. What concerns whole requests (positions, candidates without their
+request) is one aggregation by request, and uniqueness is proved run by run (see `unique`), so that neither
+builds a table of all candidates.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hap.days import day_range, feedback_days
+from hap.errors import DataError
+from hap.logs.rules import Rule, row_rules
+from hap.logs.schema import KEYS, STAGES, TABLES, file_schema
+from hap.logs.sql import connect, query, quoted, scan, text, unreadable
+from hap.logs.storage import describe_days, has_day, logged_days, open_file, read_paths
+from hap.logs.unique import pairs_are_unique
+from hap.params import Params
+
+if TYPE_CHECKING:
+    import duckdb
+
+EXAMPLES = 3
+NEXT = "nothing was changed; mend the day and run this again, or set such rows aside with `hapctl collect --quarantine`"
+_EPOCH, _ALWAYS = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
+_BITMAP_BYTES = 64 << 20  # what the bitmaps of positions may take in memory
+
+
+class BrokenRows(DataError):
+    """Rows break the contract; files and columns are sound, so the rows can be set aside."""
+
+
+@dataclass(frozen=True)
+class DayLogs:
+    """The files that collecting a day reads, by table and partition; feedback spans the label window."""
+
+    root: str
+    day: dt.date
+    files: Mapping[str, Mapping[dt.date, Sequence[str]]]
+
+    def paths(self, table: str) -> list[str]:
+        """Every file of one table."""
+        return [path for paths in self.files[table].values() for path in paths]
+
+    @property
+    def label_days(self) -> list[dt.date]:
+        """The partitions of feedback that are there."""
+        return list(self.files["feedback"])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a check counted on the way. `late` are rows ingested after as_of, `watermark` is the last ingest_time up to it."""
+
+    rows: dict[str, int]
+    late: dict[str, int]
+    watermark: dt.datetime | None
+    feedback_unmatched: int
+
+
+def day_logs(root: str, day: dt.date, label_delay_hours: float) -> DayLogs:
+    """Find the files of a day.
+
+    Raises:
+        DataError: a table has no logs for the day.
+    """
+    files: dict[str, dict[dt.date, Sequence[str]]] = {
+        name: {day: read_paths(root, name, day)} for name in ("requests", "candidates", "items")
+    }
+    labels = [label for label in feedback_days(day, label_delay_hours) if has_day(root, "feedback", label)]
+    if not labels:
+        days = describe_days(logged_days(root))
+        raise DataError(f"no feedback is logged for {day} or after it in {root}, so no click can be known; days logged: {days}")
+    files["feedback"] = {label: read_paths(root, "feedback", label) for label in labels}
+    return DayLogs(root, day, files)
+
+
+def check_day(logs_root: str | Path, table: str, day: dt.date, params: Params) -> int:
+    """Check every rule that one table's day can break by itself (candidates: beside its requests), and return its rows.
+
+    Raises:
+        DataError: no logs for the day, or a rule is broken.
+    """
+    paths = read_paths(logs_root, table, day)
+    with connect(params) as con:
+        rows = _check_table(con, table, day, paths, params, _ALWAYS)[0]
+        if table == "candidates":
+            _check_requests(con, paths, read_paths(logs_root, "requests", day), params)
+    return rows
+
+
+def check_logs(logs: DayLogs, params: Params, as_of: dt.datetime, spill: Path | None = None) -> Tally:
+    """Check every rule on the files that collecting a day reads.
+
+    Raises:
+        BrokenRows: rows break a rule.
+        DataError: a file is unreadable, its columns are not the contract's, or a partition is empty.
+    """
+    rows, late = dict.fromkeys(TABLES, 0), dict.fromkeys(TABLES, 0)
+    marks: list[dt.datetime] = []
+    with connect(params, spill) as con:
+        for table, partitions in logs.files.items():
+            for day, paths in partitions.items():
+                found, after, mark = _check_table(con, table, day, paths, params, as_of)
+                rows[table] += found
+                late[table] += after
+                marks += [mark] if mark else []
+        _check_requests(con, logs.paths("candidates"), logs.paths("requests"), params)
+        _check_exposed(con, logs)
+        unmatched = _unmatched_feedback(con, logs, params, as_of)
+    return Tally(rows, late, max(marks, default=None), unmatched)
+
+
+def _check_table(
+    con: "duckdb.DuckDBPyConnection", table: str, day: dt.date, paths: Sequence[str], params: Params, as_of: dt.datetime
+) -> tuple[int, int, dt.datetime | None]:
+    """Rows, rows ingested after `as_of`, and the last ingest_time up to it."""
+    schema = check_columns(table, paths, params)
+    rules = row_rules(table, schema, day, params)
+    counted = [_check_rows(con, path, table, rules, as_of) for path in paths]
+    rows = sum(found for found, _, _ in counted)
+    if not rows:
+        raise DataError(f"{paths[0]}: empty day: {table} of {day} has 0 rows in {len(paths)} file(s); write the day again")
+    if table != "candidates" or not pairs_are_unique(paths):
+        _check_unique(con, paths, KEYS[table])
+    return rows, sum(after for _, after, _ in counted), max((mark for _, _, mark in counted if mark), default=None)
+
+
+def check_columns(table: str, paths: Sequence[str], params: Params) -> pa.Schema:
+    """Compare names and types with the contract, file by file and between the files, from the footers alone.
+
+    Raises:
+        DataError: a file is unreadable, or its columns differ.
+    """
+    schemas = []
+    for path in paths:
+        try:
+            with open_file(path) as file:
+                schemas.append(pq.read_schema(file))
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable(path, error) from None
+    for path, found in zip(paths, schemas, strict=True):
+        _check_schema(path, found, file_schema(table, params.features, found.names))
+    for path, found in zip(paths, schemas, strict=True):
+        if differs := sorted(set(found.names) ^ set(schemas[0].names)):
+            here, there = (path, paths[0]) if differs[0] in found.names else (paths[0], path)
+            raise DataError(
+                f"{path}: files of one day with different schemas: {len(differs)} column(s) ({', '.join(differs)}) differ from {paths[0]}; "
+                f"{differs[0]} stands in {Path(here).name} and not in {Path(there).name}; write all files of the day alike"
+            )
+    return file_schema(table, params.features, schemas[0].names)
+
+
+def _check_schema(path: str, found: pa.Schema, schema: pa.Schema) -> None:
+    if missing := [name for name in schema.names if name not in found.names]:
+        raise DataError(
+            f"{path}: missing column: {len(missing)} of {len(schema.names)} ({', '.join(missing)}); "
+            f"found {', '.join(found.names)}; write the day with it, or change `features` in params.yaml"
+        )
+    if extra := [name for name in found.names if name not in schema.names]:
+        raise DataError(
+            f"{path}: extra column: {len(extra)} ({', '.join(extra)}) not declared in `features` of params.yaml; declare it or leave it out"
+        )
+    if twice := sorted({name for name in found.names if found.names.count(name) > 1}):
+        raise DataError(f"{path}: repeated column: {len(twice)} ({', '.join(twice)}); write the day with each column once")
+    wrong = [f"{f.name} is {found.field(f.name).type}, not {f.type}" for f in schema if _plain(found.field(f.name).type) != _plain(f.type)]
+    if wrong:
+        raise DataError(f"{path}: wrong dtype: {len(wrong)} column(s): {'; '.join(wrong)}; write the day with the contract's types")
+
+
+def _plain(dtype: pa.DataType) -> str:
+    """A type's name without what only says how it was stored (large offsets, dictionaries, names of list elements)."""
+    if pa.types.is_dictionary(dtype):
+        return _plain(dtype.value_type)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return f"list<{_plain(dtype.value_type)}>"
+    return "string" if pa.types.is_large_string(dtype) else str(dtype)
+
+
+def _check_rows(
+    con: "duckdb.DuckDBPyConnection", path: str, table: str, rules: list[Rule], as_of: dt.datetime
+) -> tuple[int, int, dt.datetime | None]:
+    """Count every rule's violations in one scan of the file; refuse with the first broken one."""
+    counts = "".join(f", count_if({rule.broken})" for rule in rules)
+    limit = f"TIMESTAMPTZ '{as_of}'"
+    times = f"coalesce(count_if(ingest_time > {limit}), 0), epoch_us(max(ingest_time) FILTER (ingest_time <= {limit}))"
+    rows, late, mark, *broken = query(con, path, f"SELECT count(*), {times}{counts} FROM {scan([path])}")[0]
+    bad = [(rule, count) for rule, count in zip(rules, broken, strict=True) if count]
+    if not bad:
+        return int(rows), int(late), None if mark is None else _EPOCH + dt.timedelta(microseconds=mark)
+    rule, count = bad[0]
+    shown = list(dict.fromkeys([*KEYS[table], *rule.shows]))
+    columns = ", ".join(quoted(name) for name in shown)
+    examples = query(
+        con, path,
+        f"SELECT file_row_number, {columns} FROM {scan([path], located=True)} "
+        f"WHERE {rule.broken} ORDER BY file_row_number LIMIT {EXAMPLES}",
+    )  # fmt: skip
+    listed = "; ".join(f"row {row[0]}: {_pairs(shown, row[1:])}" for row in examples) or "no row to show"
+    more = f" ({len(bad) - 1} more rule(s) broken)" if len(bad) > 1 else ""
+    raise BrokenRows(f"{path}: {rule.name}: {count} of {rows} rows; {listed}{more}; {NEXT}")
+
+
+def _check_unique(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], key: tuple[str, ...]) -> None:
+    columns = ", ".join(key)
+    repeats = f"SELECT {columns}, count(*) AS times FROM {scan(paths)} GROUP BY {columns} HAVING times > 1"
+    count, surplus = query(con, paths[0], f"SELECT count(*), sum(times - 1) FROM ({repeats})")[0]
+    if count:
+        rows = query(con, paths[0], f"SELECT {columns}, times FROM ({repeats}) ORDER BY ALL LIMIT {EXAMPLES}")
+        listed = "; ".join(f"{_pairs(list(key), row[:-1])} x{row[-1]}" for row in rows)
+        where = " AND ".join(f"{name} = {value}" for name, value in zip(key, rows[0][:-1], strict=True))
+        files = query(con, paths[0], f"SELECT DISTINCT filename FROM {scan(paths, located=True)} WHERE {where} ORDER BY 1")
+        path = files[-1][0] if files else paths[-1]  # a damaged file may hold values that its own statistics deny
+        raise BrokenRows(f"{path}: duplicate ({columns}): {surplus} surplus rows; {listed}; {NEXT}")
+
+
+def position_faults(candidates: Sequence[str], requests: int) -> dict[str, str]:
+    """For each stage the aggregate condition, by request, that holds where positions are not exactly 1..n.
+
+    Bitmaps tell repeats from gaps in one pass; where a few long requests would make them large, values are
+    counted instead.
+    """
+    names = [f"{stage}_position" for stage in STAGES]
+    largest = _largest(candidates, names)
+    if largest is not None and requests * largest <= 8 * _BITMAP_BYTES:
+        different = f"bit_count(bitstring_agg(CASE WHEN {{0}} >= 1 THEN {{0}} END, 1, {largest}))"
+    else:
+        different = "count(DISTINCT {0})"
+    faulty = f"count({{0}}) > 0 AND (min({{0}}) < 1 OR max({{0}}) <> count({{0}}) OR {different} <> count({{0}}))"
+    return {name: f"({faulty.format(name)})" for name in names}
+
+
+def _largest(paths: Sequence[str], names: Sequence[str]) -> int | None:
+    """The largest value of some int columns by the files' footers, at least 1; None where a writer left statistics out."""
+    largest = 1
+    for path in paths:
+        with open_file(path) as file:
+            footer = pq.read_metadata(file)
+        for group in range(footer.num_row_groups):
+            for place in range(footer.num_columns):
+                column = footer.row_group(group).column(place)
+                if column.path_in_schema not in names:
+                    continue
+                found = column.statistics
+                if found is None or not (found.has_min_max or found.null_count == column.num_values):
+                    return None
+                largest = max(largest, found.max if found.has_min_max else 1)
+    return largest
+
+
+def gather_faulty(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> dict[str, str]:
+    """Make the table `faulty`: request_id, rows, orphan, and by stage whether positions are broken; return these columns' rules."""
+    known = query(con, requests[0], f"SELECT count(*) FROM {scan(requests)}")[0][0]
+    faults = position_faults(candidates, known) if params.logs.complete else {}
+    columns = "".join(f", {condition} AS {name}" for name, condition in faults.items())
+    broken = "".join(f" OR {name}" for name in faults)
+    query(
+        con, candidates[0],
+        f"CREATE OR REPLACE TEMP TABLE faulty AS SELECT c.*, r.request_id IS NULL AS orphan "
+        f"FROM (SELECT request_id, count(*) AS rows{columns} FROM {scan(candidates)} GROUP BY request_id) c "
+        f"LEFT JOIN (SELECT DISTINCT request_id FROM {scan(requests)}) r USING (request_id) WHERE r.request_id IS NULL{broken}",
+    )  # fmt: skip
+    return {name: f"position gap or repeat in {name}" for name in faults}
+
+
+def _check_requests(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> None:
+    """Every candidate has its request on the same day; where logs are complete, positions of a stage are 1..n."""
+    faults = gather_faulty(con, candidates, requests, params)
+    orphans = con.execute(f"SELECT request_id, rows, sum(rows) OVER () FROM faulty WHERE orphan ORDER BY 1 LIMIT {EXAMPLES}").fetchall()
+    if orphans:
+        listed = "; ".join(f"request_id={row[0]} ({row[1]} candidates)" for row in orphans)
+        path = _file_of(con, candidates, orphans[0][0])
+        raise BrokenRows(f"{path}: candidate without request: {orphans[0][2]} rows; {listed}; {requests[0]} lacks them; {NEXT}")
+    for name, rule in faults.items():
+        bad = con.execute(f"SELECT request_id, count(*) OVER () FROM faulty WHERE {name} ORDER BY 1 LIMIT {EXAMPLES}").fetchall()
+        if bad:
+            listed = "; ".join(_positions(con, candidates, row[0], name) for row in bad)
+            path = _file_of(con, candidates, bad[0][0])
+            raise BrokenRows(f"{path}: {rule}: {bad[0][1]} requests; {listed}; {NEXT}")
+
+
+def _positions(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], request: int, name: str) -> str:
+    """What is wrong with one request's positions, in words."""
+    sql = f"SELECT {name}, count(*) FROM {scan(candidates)} WHERE request_id = {request} AND {name} IS NOT NULL GROUP BY 1 ORDER BY 1"
+    times = dict(query(con, candidates[0], sql))
+    rows = sum(times.values())
+    repeated = [position for position, count in times.items() if count > 1]
+    missing = next((n for n in range(1, rows + 1) if n not in times), None)
+    said = ([f"{repeated[0]} stands {times[repeated[0]]} times"] if repeated else []) + ([f"{missing} is missing"] if missing else [])
+    return f"request_id={request}: {rows} rows, {' and '.join(said)}"
+
+
+def _file_of(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], request: int) -> str:
+    sql = f"SELECT min(filename) FROM {scan(paths, located=True)} WHERE request_id = {request}"
+    return str(query(con, paths[0], sql)[0][0] or paths[0])  # none where a damaged file holds values that its statistics deny
+
+
+def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs) -> None:
+    """Feedback on the day's requests is on items that were exposed; rows of other days' requests are not judged here."""
+    feedback, candidates = logs.paths("feedback"), logs.paths("candidates")
+    sql = (
+        f"WITH day AS (SELECT filename, file_row_number, f.request_id, f.item_id FROM {scan(feedback, located=True)} f "
+        f"SEMI JOIN {scan(logs.paths('requests'))} r ON f.request_id = r.request_id), "
+        f"exposed AS (SELECT request_id, item_id FROM {scan(candidates)} WHERE stage = 'exposure') "
+        f"SELECT day.* FROM day ANTI JOIN exposed ON day.request_id = exposed.request_id AND day.item_id = exposed.item_id"
+    )
+    bad = query(con, feedback[0], f"SELECT *, count(*) OVER () FROM ({sql}) ORDER BY 1, 2 LIMIT {EXAMPLES}")
+    if bad:
+        listed = "; ".join(f"row {row[1]}: request_id={row[2]}, item_id={row[3]}" for row in bad)
+        raise BrokenRows(f"{bad[0][0]}: feedback on an item never exposed: {bad[0][4]} rows; {listed}; {NEXT}")
+
+
+def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, as_of: dt.datetime) -> int:
+    """Feedback ingested by `as_of` whose request is in none of the logged days that could hold it."""
+    reach = feedback_days(logs.day, params.collect.label_delay_hours)[-1] - logs.day
+    con.execute("CREATE OR REPLACE TEMP TABLE known (day DATE, request_id BIGINT)")
+    for day in day_range(logs.label_days[0] - reach, logs.label_days[-1]):
+        if not has_day(logs.root, "requests", day):
+            continue
+        try:
+            requests = logs.paths("requests") if day == logs.day else read_paths(logs.root, "requests", day)
+            check_columns("requests", requests, params)
+            query(con, requests[0], f"INSERT INTO known SELECT DATE '{day}', request_id FROM {scan(requests)}")
+        except DataError:  # another day's broken file is refused when that day is collected
+            continue
+    unmatched = 0
+    for day, paths in logs.files["feedback"].items():
+        known = f"SELECT request_id FROM known WHERE day BETWEEN DATE '{day - reach}' AND DATE '{day}'"
+        sql = (
+            f"SELECT count(*) FROM {scan(paths)} f ANTI JOIN ({known}) k ON f.request_id = k.request_id "
+            f"WHERE f.ingest_time <= TIMESTAMPTZ {text(str(as_of))}"
+        )
+        unmatched += query(con, paths[0], sql)[0][0]
+    return unmatched
+
+
+def _pairs(names: list[str], values: Iterable[object]) -> str:
+    return ", ".join(f"{name}={_short(value)}" for name, value in zip(names, values, strict=True))
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, list):
+        return f"[{', '.join(_short(v) for v in value[:4])}{', ...' if len(value) > 4 else ''}]"
+    return str(value)

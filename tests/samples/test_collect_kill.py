@@ -1,0 +1,86 @@
+"""Collection killed at any point of its run: the next run gives the same bytes and leaves nothing behind."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hap.samples import partitions
+from hap.samples.collect import collect_day
+from hap.workspace import Workspace
+from tests.conftest import FIRST_DAY
+from tests.logs.bad_files import change, put
+
+RUN = """
+import datetime as dt, sys
+from pathlib import Path
+from hap.samples import engines, expression
+from hap.samples.collect import collect_day
+from hap.workspace import Workspace
+ws = Workspace(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+collect_day(ws, ws.params(), dt.date.fromisoformat(sys.argv[2]), set_aside=sys.argv[3] == "quarantine")
+"""
+
+
+def begin(ws: Workspace, quarantine: bool) -> "subprocess.Popen[str]":
+    """A process that has imported everything and begins to collect when it is told."""
+    words = [sys.executable, "-c", RUN, str(ws.root), str(FIRST_DAY), "quarantine" if quarantine else "refuse"]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: "subprocess.Popen[str]") -> float:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return time.monotonic()
+
+
+def tree(ws: Workspace) -> dict[str, bytes]:
+    """Every file and folder of the workspace but its logs."""
+    paths = [path for path in sorted(ws.root.rglob("*")) if path.relative_to(ws.root).parts[0] != "logs"]
+    return {str(path.relative_to(ws.root)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("points", "quarantine"),
+    [(1, False), pytest.param(10, False, marks=pytest.mark.long), pytest.param(2, True, marks=pytest.mark.long)],
+)
+def test_collection_killed_at_random_points_is_finished_by_the_next_run(
+    logged_workspace: Workspace, tmp_path: Path, points: int, quarantine: bool
+) -> None:
+    ws = Workspace(tmp_path / "ws")
+    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
+    if quarantine:
+        change(Path(ws.logs(ws.params())), "requests", lambda t: put(t, "user_id", [5], 0))
+    with begin(ws, quarantine) as whole:
+        begun = go(whole)
+        assert whole.wait() == 0
+        took_s = time.monotonic() - begun
+    expected, manifest = tree(ws), partitions.load(ws, FIRST_DAY)
+    assert bool(manifest.quarantined) == quarantine
+
+    chance = random.Random(20260101)
+    killed = 0
+    while killed < points:
+        for folder in (ws.samples, ws.quarantine, ws.late):
+            shutil.rmtree(folder, ignore_errors=True)
+        with begin(ws, quarantine) as process:
+            go(process)
+            time.sleep(took_s * (killed + chance.random()) / points)  # spread over the run, each place by chance
+            process.kill()
+            ended = process.wait()
+            assert ended in (0, -9)
+            if ended == 0:  # it had ended already: runs are not equally quick
+                took_s *= 0.8
+                continue
+        killed += 1
+        assert collect_day(ws, ws.params(), FIRST_DAY, set_aside=quarantine) == manifest
+        assert tree(ws) == expected
