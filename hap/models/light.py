@@ -12,13 +12,13 @@ from hap.params import Features, Model
 
 
 class LightModel(nn.Module):
-    """size = width of everything that runs per candidate; the user tower is 8 x as wide, twice, the head half as wide."""
+    """size = width of the towers' output; the user tower is 4 x wider, the head half as wide."""
 
     def __init__(self, features: Features, settings: Model) -> None:
         super().__init__()
         size = settings.size
         self.columns = Columns(features, settings.embedding_dim)
-        self.user = mlp([self.columns.width("user") + self.columns.width("history"), 8 * size, 8 * size, size])
+        self.user = mlp([self.columns.width("user") + self.columns.width("history"), 4 * size, 2 * size, size])
         self.item = mlp([self.columns.width("item"), size])
         self.pair = PairLayer(size, size)
         self.head = mlp([size, size // 2, 1])
