@@ -128,9 +128,10 @@ def _listen(process: "subprocess.Popen[str]", name: str, lines: list[str]) -> No
     for line in process.stdout:
         if line.startswith("hap:progress "):
             shown: dict[str, Any] = orjson.loads(line.removeprefix("hap:progress "))
-            current().bar(
-                name, shown["epoch"] / shown["of"], f"epoch {shown['epoch']}/{shown['of']}, {shown['samples_per_s']:,.0f} samples/s"
-            )
+            share = (shown["epoch"] - 1 + shown["step"] / shown["steps"]) / shown["of"]
+            losses = " ".join(f"{term} {value:.3f}" for term, value in shown["loss"].items())
+            speed = f"{shown['samples_per_s']:,.0f} samples/s, {shown['eta_s']:.0f} s left"
+            current().bar(name, share, f"epoch {shown['epoch']}/{shown['of']}, {speed}, {losses}")
         else:
             lines.append(line.rstrip())
 

@@ -3,7 +3,10 @@
 import contextlib
 import datetime as dt
 import importlib.metadata
+import os
+import platform
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +21,15 @@ from hap.days import is_ripe, judging_days, training_window
 from hap.errors import DataError
 from hap.evaluation.gate import Verdict
 from hap.logs import contract
-from hap.params import MODELS, Params
+from hap.params import KINDS, MODELS, Params
 from hap.project import project_file
 from hap.registry import promotion, versions
+from hap.registry.ledger import open_ledger
 from hap.samples import partitions
 from hap.samples.collect import collect_day
 from hap.serving import runtime
 from hap.serving.client import HapClient
-from hap.training.run import Run, read_run, write_run
+from hap.training.run import Run, keep_warm_weights, read_run, write_run
 from hap.workspace import Workspace, commit
 
 
@@ -69,7 +73,29 @@ def prepare(ws: Workspace, params: Params, window: Window) -> Run:
     durable.write_text(ws.root / "dvc.yaml", project_file("dvc.yaml").read_text())
     durable.write_json(ws.window_file, {"days": _named(ws, window.training)})
     durable.write_json(ws.heldout_file, {"day": window.day.isoformat(), "days": _named(ws, window.judging)})
-    return write_run(ws, params, window.day, window.training, window.judging)
+    warm = warm_start(ws, params, window.day) if params.train.warm_start else None
+    return write_run(ws, params, window.day, window.training, window.judging, warm)
+
+
+def warm_start(ws: Workspace, params: Params, day: dt.date) -> dict[str, str] | None:
+    """The weights to begin from: of the last version that served and was judged before the day; None where there is none.
+
+    They come out of DVC at that version's revision, so a rerun of an old day begins where it began then.
+    """
+    days = {version.number: (version.day, version.workspace_rev) for version in versions.list_versions(ws, params)}
+    served = [row.to_version for row in open_ledger(ws, params).rows() if row.state == "served" and row.to_version in days]
+    earlier = [number for number in served if number is not None and (days[number][0] or "") < day.isoformat()]
+    if not earlier:
+        return None
+    revision = days[earlier[-1]][1]
+    kept = {}
+    with tempfile.TemporaryDirectory(dir=ws.state) as folder:
+        for name in MODELS:
+            out = Path(folder) / name
+            dvc(ws, "get", "--quiet", "--rev", str(revision), "--out", str(out), str(ws.root), f"models/{name}", name="warm start")
+            kept[name] = keep_warm_weights(ws, out / "model.pt")
+    current().say(f"  begins from the weights of v{earlier[-1]}")
+    return kept
 
 
 def train(ws: Workspace, name: str) -> None:
@@ -105,9 +131,54 @@ def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
     flat |= {f"{name}.{key}": float(facts[name][key]) for name in MODELS for key in ("best_epoch", "dense_parameters", "parameters")}
     run = read_run(ws)
     resolved: dict[str, Any] = {"window": list(run.window), **run.params.model_dump(mode="json")}
+    curves, figures = _curves(ws), ws.state / "figures"
+    durable.write_json(figures / "environment.json", environment())
     files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
-    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, flat, files)
+    files["environment.json"] = figures / "environment.json"
+    for name, path in _draw(curves, figures, run.params.loss.name).items():
+        files[f"conflict-{name}.png"] = path
+    by_step = {
+        f"{name}.loss.{term}": [(point["step"], point[term]) for point in curves[name]["steps"]]
+        for name in MODELS
+        for term in (curves[name]["steps"] or [{}])[0]
+        if term != "step"
+    }
+    for name in MODELS:
+        for kind in KINDS:
+            seen = [(one["step"], one["norm"][kind]) for one in curves[name]["conflict"] if kind in one["norm"]]
+            if seen:
+                by_step[f"{name}.gradient_norm.{kind}"] = seen
+    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, flat, files, by_step)
     return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
+
+
+def environment() -> dict[str, Any]:
+    """What a retrain ran on: machine, Python, and every installed package with its version."""
+    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def _curves(ws: Workspace) -> dict[str, Any]:
+    """What each training wrote down by step."""
+    return {name: orjson.loads((ws.models / name / "curves.json").read_bytes()) for name in MODELS}
+
+
+def _draw(curves: dict[str, Any], into: Path, loss: str) -> dict[str, Path]:
+    """A picture of each training's conflict, where it was looked at."""
+    from hap.training.conflict import draw_conflict, save_figure
+
+    drawn = {}
+    for name in MODELS:
+        if records := curves[name]["conflict"]:
+            drawn[name] = into / f"conflict-{name}.png"
+            save_figure(draw_conflict(records, f"{name}, {loss}"), drawn[name])
+    return drawn
 
 
 def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | None:

@@ -135,13 +135,21 @@ class Train(Strict):
     heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     epochs: Count = 8
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
-    batch_requests: Count = 128
+    batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.05
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
-    threads: Count = 1
+    threads: int = Field(default=1, ge=1, description="of each process; two spinning ones on a busy machine are slower than one")
+    processes: int = Field(default=1, ge=1, description="training together on this machine; torchrun starts them")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU that has it, else fp32")
+    compile: bool = Field(default=False, description="torch.compile; pays on a GPU and on long trainings")
+    checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints; one is made after each epoch, too")
+    keep_checkpoints: Count = 2
+    log_steps: int = Field(default=20, ge=1, description="steps between two points of the curves, and two checks that losses are finite")
+    warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
+    conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
 
 
 class Loss(Strict):

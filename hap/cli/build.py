@@ -18,6 +18,7 @@ gate = typer.Typer(help="Judge a registered version.", no_args_is_help=True)
 def register(app: typer.Typer) -> None:
     """Add these words to hapctl."""
     app.command()(demo)
+    app.command()(describe)
     app.command()(train)
     app.command()(evaluate)
     app.command()(export)
@@ -49,6 +50,28 @@ def demo(
     with talking(Talk()):
         summary = run_demo(root, requests_per_day, seed)
     answer(summary, summary_text(summary), json)
+
+
+def describe(root: Root = None, json: Json = False) -> None:
+    """Parameters and operations of both models, per request and per candidate; of params.yaml's sizes, before any training.
+
+    Example: hapctl describe --json
+    """
+    from dataclasses import asdict
+
+    from hap.models.describe import SHOWN_CANDIDATES, describe_all
+
+    found = describe_all(find_workspace(root).params())
+    value = {d.model: {**asdict(d), "user_share": {str(n): d.user_share(n) for n in SHOWN_CANDIDATES}} for d in found}
+    rows = [
+        [
+            d.model, d.size, f"{d.parameters:,}", f"{d.dense_parameters:,}", f"{d.user_parameters:,}",
+            f"{d.flops_per_request:,}", f"{d.flops_per_candidate:,}", *[f"{d.user_share(n):.1%}" for n in SHOWN_CANDIDATES],
+        ]
+        for d in found
+    ]  # fmt: skip
+    head = ["model", "size", "parameters", "dense", "user side", "FLOPs/request", "FLOPs/candidate"]
+    answer(value, table([*head, *[f"user share at {n:,}" for n in SHOWN_CANDIDATES]], rows), json)
 
 
 def train(

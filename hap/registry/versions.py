@@ -90,12 +90,14 @@ def log_training(
     run_params: Mapping[str, Any],
     metrics: Mapping[str, float],
     artifacts: Mapping[str, Path],
+    curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> str:
     """Log one retrain as one MLflow run and return its id; the same bundle always means the same run.
 
     Args:
         run_params: resolved parameters; nested ones become dotted names.
         artifacts: files and folders by the name they get; `bundle` is needed.
+        curves: metrics by training step, (step, value) each.
 
     Raises:
         UsageError: no bundle among the artifacts.
@@ -108,7 +110,7 @@ def log_training(
         run = _run_of(client, _experiment(ws, params, client), digest) or client.create_run(
             _experiment(ws, params, client), run_name=run_name, tags={_RUN_TAG: digest}
         )
-        _fill_run(client, run, run_params, metrics, artifacts)
+        _fill_run(client, run, run_params, metrics, artifacts, curves or {})
         return str(run.info.run_id)
 
 
@@ -341,7 +343,12 @@ def _run_of(client: "MlflowClient", experiment: str, digest: str) -> "Run | None
 
 
 def _fill_run(
-    client: "MlflowClient", run: "Run", run_params: Mapping[str, Any], metrics: Mapping[str, float], artifacts: Mapping[str, Path]
+    client: "MlflowClient",
+    run: "Run",
+    run_params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    artifacts: Mapping[str, Path],
+    curves: Mapping[str, Sequence[tuple[int, float]]],
 ) -> None:
     """Log what the run lacks and end it; FINISHED is written last and means that nothing is missing."""
     from mlflow.entities import Metric, Param
@@ -351,6 +358,7 @@ def _fill_run(
     run_id, started_ms = run.info.run_id, run.info.start_time
     logged = [Param(name, value) for name, value in _dotted(run_params) if name not in run.data.params]
     points = [Metric(name, float(value), started_ms, 0) for name, value in metrics.items()]
+    points += [Metric(name, float(value), started_ms, step) for name, curve in curves.items() for step, value in curve]
     for first in range(0, len(logged), 100):  # MLflow takes 100 parameters a call
         client.log_batch(run_id, params=logged[first : first + 100])
     for first in range(0, len(points), 1000):

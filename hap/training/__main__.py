@@ -1,20 +1,32 @@
 """The reproducible stages that dvc.yaml names: `python -m hap.training train light|expressive` and `... evaluate`.
 
-They run in the workspace's folder and take everything from run.yaml. A line that starts with
-`hap:progress` is for the caller's progress bar.
+They run in the workspace's folder and take everything from run.yaml. A line that starts with `hap:progress` is for the
+caller's progress bar. Many processes: `train.processes` on one machine, or torchrun on several that share the workspace,
+    torchrun --nproc-per-node 2 --max-restarts 3 -m hap.training train light
 """
 
+import hashlib
 import os
+import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
-import orjson
+# A workspace holds a folder triton/, which torch would take for the module of that name.
+if (Path.cwd() / "hap.toml").exists():
+    sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != Path.cwd()]
 
 # A spinning thread on a busy core costs more than it brings; read by OpenMP when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import orjson
+
+from hap import durable
 from hap.errors import HapError, UsageError
 from hap.params import MODELS
-from hap.workspace import find_workspace
+from hap.workspace import Workspace, find_workspace
+
+RESTARTS = 3  # of all processes, after one of them died
 
 
 def main(words: list[str]) -> int:
@@ -27,28 +39,56 @@ def main(words: list[str]) -> int:
 
 
 def _stage(words: list[str]) -> int:
-    from hap.models.build import save_model
-    from hap.training.feed import window_files
-    from hap.training.heldout import evaluate
-    from hap.training.loop import Epoch, train
     from hap.training.run import read_run
 
     ws = find_workspace(None)
     run = read_run(ws)
     if words == ["evaluate"]:
+        from hap.training.heldout import evaluate
+
         evaluate(ws, run)
         return 0
     if len(words) != 2 or words[0] != "train" or words[1] not in MODELS:
         raise UsageError(f"{' '.join(words)!r} is no stage; write `train light`, `train expressive` or `evaluate`")
-    name = words[1]
-
-    def report(epoch: Epoch) -> None:
-        shown = {"model": name, "epoch": epoch.number, "of": epoch.of, "loss": epoch.loss, "samples_per_s": epoch.samples_per_s}
-        print("hap:progress " + orjson.dumps(shown | {"gauc": epoch.gauc}).decode(), flush=True)
-
-    trained = train(name, run.params, window_files(ws, run.window), report)
-    save_model(trained.model, ws.models / name, trained.facts | {"window": list(run.window), "seed": run.params.seed})
+    if run.params.train.processes > 1 and "WORLD_SIZE" not in os.environ:
+        return _many(run.params.train.processes, words)
+    _train(ws, words[1])
     return 0
+
+
+def _many(processes: int, words: list[str]) -> int:
+    """The same words in several processes; where one dies, all begin again at the latest checkpoint."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(RESTARTS)]
+    command = [sys.executable, "-P", "-m", *torchrun, "-m", "hap.training", *words]
+    return subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False).returncode
+
+
+def _train(ws: Workspace, name: str) -> None:
+    from hap.models.build import save_model
+    from hap.training.checkpoint import drop_checkpoints
+    from hap.training.feed import window_files
+    from hap.training.loop import Place, Progress, pick_device, train
+    from hap.training.ranks import open_ranks
+    from hap.training.run import read_run, warm_weights
+
+    run = read_run(ws)
+
+    def report(progress: Progress) -> None:
+        if ranks.leads:
+            print("hap:progress " + orjson.dumps(asdict(progress)).decode(), flush=True)
+
+    # The same window, samples, parameters and code: the digest of what the stage depends on.
+    key = hashlib.sha256(ws.window_file.read_bytes() + ws.run_file.read_bytes() + name.encode()).hexdigest()
+    place = Place(ws.state / "checkpoints" / name, key)
+    with open_ranks(pick_device(run.params.train.device)) as ranks:
+        warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
+        trained = train(name, run.params, window_files(ws, run.window), report, ranks=ranks, place=place, warm=warm)
+        if ranks.leads:
+            facts = trained.facts | {"window": list(run.window), "seed": run.params.seed}
+            durable.write_json(ws.models / name / "curves.json", {"steps": trained.curves, "conflict": trained.conflicts})
+            save_model(trained.model, ws.models / name, facts)
+            drop_checkpoints(place.folder)
+        ranks.wait()
 
 
 if __name__ == "__main__":

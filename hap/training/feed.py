@@ -1,12 +1,15 @@
 """Samples to batches: Arrow list columns become jagged tensors without a Python object per sample.
 
-The order of an epoch is a pure function of (seed, epoch): row groups are shuffled, read a pool at a
-time, and the requests of a pool are shuffled. Memory holds one pool, whatever the number of days.
+An epoch's order is a pure function of (seed, epoch): row groups are shuffled and taken a pool at a time, each row group's
+requests are shuffled and spread evenly over the pool's steps. So a step's batch is the same set of requests however
+many processes share it (each reads only its own row groups), every process makes the same number of steps, and a
+step can be found again without going through those before it. Memory holds one pool, whatever the number of days.
 """
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from hap.errors import DataError
 from hap.models.batch import Batch
 from hap.params import KINDS, Feature, Features, Params
 from hap.samples import partitions
 from hap.samples.order_key import in_share
 from hap.workspace import Workspace
 
-POOL_ROW_GROUPS = 16
+POOL_ROW_GROUPS = 16  # a batch mixes this many places of the window; more processes than this would have nothing to read
 
 
 @dataclass(frozen=True)
@@ -156,23 +158,61 @@ class Feed:
         self.params, self.heldout, self.kinds = params, heldout, tuple(kinds)
         self.columns = sample_columns(params.features)
 
-    def pools(self, order: Sequence[int] | None = None) -> Iterator[Pool]:
-        """This part's requests, a pool of row groups at a time, in the given order of units."""
-        order = range(len(self.units)) if order is None else order
-        for start in range(0, len(order), POOL_ROW_GROUPS):
-            units = [self.units[place] for place in order[start : start + POOL_ROW_GROUPS]]
-            tables = [self.files[file].read_row_group(group, columns=self.columns) for file, group in units]
+    def pools(self) -> Iterator[Pool]:
+        """This part's requests in the order of the files, a pool of row groups at a time."""
+        for start in range(0, len(self.units), POOL_ROW_GROUPS):
+            tables = [self._read(unit) for unit in range(start, min(start + POOL_ROW_GROUPS, len(self.units)))]
             pool = read_pool(pa.concat_tables(tables), self.params.features)
-            out = is_heldout(pool.request_id, self.params)
-            yield pool.keep(out if self.heldout else ~out, self.kinds)
+            yield pool.keep(self._belongs(pool), self.kinds)
 
-    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Shuffled batches of whole requests; the order depends on (seed, epoch) alone."""
-        random = np.random.default_rng([seed, epoch])
-        for pool in self.pools(random.permutation(len(self.units)).tolist()):
-            order = random.permutation(len(pool))
-            for start in range(0, len(order), self.params.train.batch_requests):
-                yield pool.batch(order[start : start + self.params.train.batch_requests])
+    def plan(self, seed: int, epoch: int) -> list[tuple[list[int], int]]:
+        """The pools of an epoch: their units, and how many steps each gives. Known from the files' footers alone."""
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.units)).tolist()
+        share = self.params.train.heldout_share if self.heldout else 1 - self.params.train.heldout_share
+        pools = [order[start : start + POOL_ROW_GROUPS] for start in range(0, len(order), POOL_ROW_GROUPS)]
+        return [
+            (units, max(1, round(sum(self._rows(unit) for unit in units) * share / self.params.train.batch_requests))) for units in pools
+        ]
+
+    def steps(self, seed: int, epoch: int) -> int:
+        """Batches of an epoch."""
+        return sum(steps for _, steps in self.plan(seed, epoch))
+
+    def batches(self, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches of whole requests from step `start` on: this process's part of each, which may be empty."""
+        for units, steps in self.plan(seed, epoch):
+            if start >= steps:
+                start -= steps
+                continue
+            pool, parts = self._shuffled(units[rank::world], seed, epoch)
+            for step in range(start, steps):
+                yield pool.batch(np.concatenate([part[step * len(part) // steps : (step + 1) * len(part) // steps] for part in parts]))
+            start = 0
+
+    def _shuffled(self, units: Sequence[int], seed: int, epoch: int) -> tuple[Pool, list[NDArray[np.int64]]]:
+        """This part's requests of the units, and each unit's places among them in an order of its own."""
+        tables = [self._read(unit) for unit in units] or [self._read(0).slice(0, 0)]
+        pool = read_pool(pa.concat_tables(tables), self.params.features)
+        kept = self._belongs(pool)
+        owner = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])[kept]
+        bounds = np.searchsorted(owner, np.arange(len(tables) + 1))
+        parts = [
+            first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)
+            for unit, (first, end) in zip(units, pairwise(bounds.tolist()), strict=False)
+        ]
+        return pool.keep(kept, self.kinds), parts or [np.zeros(0, np.int64)]
+
+    def _read(self, unit: int) -> pa.Table:
+        file, group = self.units[unit]
+        return self.files[file].read_row_group(group, columns=self.columns)
+
+    def _rows(self, unit: int) -> int:
+        file, group = self.units[unit]
+        return int(self.files[file].metadata.row_group(group).num_rows)
+
+    def _belongs(self, pool: Pool) -> NDArray[np.bool_]:
+        out = is_heldout(pool.request_id, self.params)
+        return out if self.heldout else ~out
 
     def requests(self) -> int:
         """Requests of this part."""
@@ -197,17 +237,6 @@ def sample_columns(features: Features) -> list[str]:
         *[f"hist_{feature.name}" for feature in features.history],
         *[f"cand_{feature.name}" for feature in features.item],
     ]
-
-
-def heldout_pool(ws: Workspace, window: Sequence[str], params: Params) -> Pool:
-    """The held-out requests of the window's first pool that has any; an empty pool where none has."""
-    found = None
-    for found in Feed(window_files(ws, window), params, heldout=True).pools():
-        if len(found):
-            break
-    if found is None:
-        raise DataError(f"the window {', '.join(window)} has no samples")
-    return found
 
 
 def window_files(ws: Workspace, window: Sequence[str]) -> list[Path]:

@@ -1,8 +1,14 @@
-"""Train one model on a window of samples: mini-batches of whole requests, the best epoch by held-out GAUC is kept."""
+"""Train one model on a window of samples: mini-batches of whole requests, the best epoch by held-out GAUC is kept.
 
+Several processes may train together (hap.training.ranks); each batch is then shared among them and every figure that a
+loss is averaged by is counted over all. A training that was killed goes on at the step of its latest checkpoint and
+ends with the weights it would have had.
+"""
+
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,25 +18,39 @@ from torch import Tensor, nn
 
 from hap.errors import DataError
 from hap.evaluation.auc import gauc, request_aucs
+from hap.models.batch import Batch
 from hap.models.build import build_model, dense_parameters
 from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
+from hap.training.checkpoint import load_checkpoint, save_checkpoint
+from hap.training.conflict import measure_conflict
 from hap.training.feed import Feed
-from hap.training.losses import loss_parts
+from hap.training.losses import loss_terms
+from hap.training.ranks import ALONE, Ranks
 
-Report = Callable[["Epoch"], None]
+Report = Callable[["Progress"], None]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one pass over the window gave."""
+class Progress:
+    """How far a training is; `gauc` once an epoch is over."""
 
-    number: int
+    epoch: int
     of: int
-    loss: float
-    parts: dict[str, float]
-    gauc: dict[str, float]
+    step: int
+    steps: int  # of this epoch
+    loss: dict[str, float]
     samples_per_s: float
+    eta_s: float  # to the end of the last epoch, should none stop it early
+    gauc: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the checkpoints of one training lie, and what it trains on what."""
+
+    folder: Path
+    key: str
 
 
 @dataclass
@@ -38,18 +58,34 @@ class Trained:
     """The best weights and how they came about."""
 
     model: nn.Module
-    best_epoch: int
-    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    losses: list[dict[str, float]] = field(default_factory=list)  # by epoch: the mean of each term
+    gaucs: list[dict[str, float]] = field(default_factory=list)  # by epoch, on the held-out requests
+    curves: list[dict[str, float]] = field(default_factory=list)  # by log interval: step and the mean of each term
+    conflicts: list[dict[str, Any]] = field(default_factory=list)  # by conflict interval: see hap.training.conflict
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def train(name: str, params: Params, files: list[Path], report: Report) -> Trained:
+def train(
+    name: str,
+    params: Params,
+    files: list[Path],
+    report: Report,
+    *,
+    ranks: Ranks = ALONE,
+    place: Place | None = None,
+    warm: Path | None = None,
+) -> Trained:
     """Train the model `name` on the files' training part.
 
-    The same seed, machine and thread count give the same weights, bit for bit.
+    The same seed, machine, thread and process count give the same weights on a CPU, bit for bit, killed or not.
+
+    Args:
+        place: where to keep checkpoints; None keeps none.
+        warm: weights to begin from (model.pt); tables and layers whose shape changed since begin fresh.
 
     Raises:
-        DataError: the window has no positive to learn from, or the loss stopped being finite.
+        DataError: the window has no positive to learn from, or a loss stopped being finite.
     """
     settings = params.train
     torch.set_num_threads(settings.threads)
@@ -59,61 +95,28 @@ def train(name: str, params: Params, files: list[Path], report: Report) -> Train
     device = pick_device(settings.device)
     kinds = getattr(params, name).kinds()
     model = build_model(name, params)
+    taken = warm_start(model, warm) if warm else 0
     feed = Feed(files, params, heldout=False, kinds=("EP", *kinds))
-    heldout = list(Feed(files, params, heldout=True).pools())
+    heldout = list(Feed(files, params, heldout=True).pools()) if ranks.leads else []
     columns = next(module for module in model.modules() if isinstance(module, Columns))
     counts = _set_scales(columns, feed, params)
     if not counts["EP"]:
         raise DataError("no request of the training window has a positive; check the feedback logs and logs.positive in params.yaml")
     model.to(device)
-
-    tables = [p for n, p in model.named_parameters() if ".tables." in n]
-    dense = [p for n, p in model.named_parameters() if ".tables." not in n]
-    # Sparse Adagrad touches only the rows of a batch and equals dense Adagrad exactly; Adam for the rest.
-    sparse_step = torch.optim.Adagrad(tables, lr=settings.embedding_learning_rate)
-    dense_step = torch.optim.Adam(dense, lr=settings.learning_rate)
-    warmup = torch.optim.lr_scheduler.LambdaLR(dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
-
-    trained = Trained(model, best_epoch=0)
-    best, best_state = -np.inf, {}
-    for number in range(1, settings.epochs + 1):
-        begun, samples = time.perf_counter(), 0
-        totals: dict[str, Tensor] = {}
-        steps = 0
-        model.train()
-        for batch in feed.batches(params.seed, number):
-            batch = _to(batch, device)
-            parts = loss_parts(model(batch), batch.kind, batch.request, batch.requests, params.loss, kinds)
-            loss = torch.stack(list(parts.values())).sum()
-            sparse_step.zero_grad(set_to_none=True)
-            dense_step.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(dense, settings.clip_norm)
-            sparse_step.step()
-            dense_step.step()
-            warmup.step()
-            for part, value in parts.items():  # summed on the device: reading a value here would stall each step
-                totals[part] = totals.get(part, torch.zeros((), device=device)) + value.detach()
-            steps += 1
-            samples += len(batch.kind)
-        means = {part: float(value) / max(steps, 1) for part, value in totals.items()}
-        if not np.isfinite(sum(means.values())):
-            raise DataError(
-                f"{name}: the loss is not finite in epoch {number} ({means}); lower train.learning_rate or check the dense features"
-            )
-        gauc = heldout_gauc(model, heldout, params, device)
-        epoch = Epoch(number, settings.epochs, sum(means.values()), means, gauc, samples / (time.perf_counter() - begun))
-        trained.epochs.append(epoch)
-        report(epoch)
-        score = (
-            float(np.nanmean([gauc[kind] for kind in kinds])) if any(np.isfinite(gauc[kind]) for kind in kinds) else -sum(means.values())
-        )
-        if score > best:
-            best, trained.best_epoch = score, number
-            best_state = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        elif number - trained.best_epoch >= settings.patience:
+    run = _Run(name, params, model, feed, ranks, device)
+    trained = Trained(model)
+    state = load_checkpoint(place.folder, place.key) if place else None
+    if state:
+        run.resume(state, trained)
+    while run.epoch <= settings.epochs:
+        over = run.train_epoch(trained, report, place)
+        gaucs = run.agreed(heldout_gauc(model, heldout, params, device) if ranks.leads else {})
+        report(replace(over, gauc=gaucs))
+        if run.close_epoch(trained, gaucs):
             break
-    model.load_state_dict(best_state)
+        if place:
+            run.save(trained, place)
+    model.load_state_dict(run.best_state)
     trained.model = model.to("cpu").eval()
     trained.facts = {
         "model": name,
@@ -122,23 +125,175 @@ def train(name: str, params: Params, files: list[Path], report: Report) -> Train
         "samples_by_kind": counts,
         "dense_parameters": dense_parameters(model),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "loss_by_epoch": [epoch.loss for epoch in trained.epochs],
-        "heldout_gauc_by_epoch": [epoch.gauc for epoch in trained.epochs],
-        "device": str(device),
+        "loss_by_epoch": [sum(parts.values()) for parts in trained.losses],
+        "heldout_gauc_by_epoch": trained.gaucs,
+        "warm_parameters": taken,
+        "processes": ranks.world,
+        "device": device.type,
         "torch": torch.__version__,
     }
     return trained
 
 
+class _Run:
+    """What a training carries from step to step."""
+
+    def __init__(self, name: str, params: Params, model: nn.Module, feed: Feed, ranks: Ranks, device: torch.device) -> None:
+        settings = params.train
+        self.name, self.params, self.model, self.feed, self.ranks, self.device = name, params, model, feed, ranks, device
+        self.kinds = getattr(params, name).kinds()
+        self.forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if settings.compile else model
+        self.tables = [p for n, p in model.named_parameters() if ".tables." in n]
+        self.dense = [p for n, p in model.named_parameters() if ".tables." not in n]
+        # Sparse Adagrad touches only the rows of a batch and equals dense Adagrad exactly; Adam for the rest.
+        self.sparse_step = torch.optim.Adagrad(self.tables, lr=settings.embedding_learning_rate)
+        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate)
+        self.warmup = torch.optim.lr_scheduler.LambdaLR(self.dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
+        self.epoch, self.step, self.done = 1, 0, 0  # the epoch, the next step in it, steps done in all
+        self.sums: dict[str, Tensor] = {}  # of each term's means: over the epoch, and since the last point of the curves
+        self.recent: dict[str, Tensor] = {}
+        self.recent_steps = 0
+        self.best = -np.inf
+        self.best_state: dict[str, Tensor] = {}
+
+    def train_epoch(self, trained: Trained, report: Report, place: Place | None) -> Progress:
+        """The steps of the epoch that are left; returns how it went.
+
+        Raises:
+            DataError: a loss stopped being finite.
+        """
+        settings, steps = self.params.train, self.feed.steps(self.params.seed, self.epoch)
+        begun, first, samples = time.perf_counter(), self.step, 0
+        self.model.train()
+        for batch in self.feed.batches(self.params.seed, self.epoch, self.step, self.ranks.rank, self.ranks.world):
+            self._take(_to(batch, self.device), trained)
+            self.step, self.done, samples = self.step + 1, self.done + 1, samples + len(batch.kind)
+            if self.done % settings.log_steps == 0:
+                self._log(trained)
+                report(self._progress(trained.curves[-1], steps, samples, self.step - first, time.perf_counter() - begun))
+            if place and self.done % settings.checkpoint_steps == 0 and self.step < steps:
+                self.save(trained, place)
+        means = {term: float(value) / max(self.step, 1) for term, value in self.sums.items()}
+        _require_finite(means, self.name, self.epoch)
+        trained.losses.append(means)
+        return self._progress(means, steps, samples, self.step - first, time.perf_counter() - begun)
+
+    def agreed(self, measured: dict[str, float]) -> dict[str, float]:
+        """What the leading process measured, told to all, so that they decide alike."""
+        seen = torch.tensor([measured.get(kind, 0.0) for kind in NEGATIVES], dtype=torch.float64, device=self.device)
+        return dict(zip(NEGATIVES, self.ranks.sum(seen).tolist(), strict=True))
+
+    def close_epoch(self, trained: Trained, gaucs: dict[str, float]) -> bool:
+        """Keep the weights where they are the best so far; returns whether to stop."""
+        trained.gaucs.append(gaucs)
+        own = [gaucs[kind] for kind in self.kinds]
+        score = float(np.nanmean(own)) if np.isfinite(own).any() else -sum(trained.losses[-1].values())
+        if score > self.best:
+            self.best, trained.best_epoch = score, self.epoch
+            self.best_state = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        stop = self.epoch - trained.best_epoch >= self.params.train.patience
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        return stop
+
+    def save(self, trained: Trained, place: Place) -> None:
+        """A checkpoint of this moment, by the leading process."""
+        if not self.ranks.leads:
+            return
+        state = {
+            "model": self.model.state_dict(), "sparse": self.sparse_step.state_dict(), "dense": self.dense_step.state_dict(),
+            "warmup": self.warmup.state_dict(), "epoch": self.epoch, "epoch_step": self.step, "sums": self.sums,
+            "recent": self.recent, "recent_steps": self.recent_steps, "best": float(self.best), "best_state": self.best_state,
+            "best_epoch": trained.best_epoch, "losses": trained.losses, "gaucs": trained.gaucs,
+            "curves": trained.curves, "conflicts": trained.conflicts,
+        }  # fmt: skip
+        save_checkpoint(place.folder, place.key, self.done, state, self.params.train.keep_checkpoints)
+
+    def resume(self, state: dict[str, Any], trained: Trained) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.sparse_step.load_state_dict(state["sparse"])
+        self.dense_step.load_state_dict(state["dense"])
+        self.warmup.load_state_dict(state["warmup"])
+        self.epoch, self.step, self.done = state["epoch"], state["epoch_step"], state["step"]
+        self.sums, self.recent = ({term: value.to(self.device) for term, value in state[name].items()} for name in ("sums", "recent"))
+        self.recent_steps, self.best, self.best_state = state["recent_steps"], state["best"], state["best_state"]
+        trained.best_epoch, trained.losses, trained.gaucs = state["best_epoch"], state["losses"], state["gaucs"]
+        trained.curves, trained.conflicts = state["curves"], state["conflicts"]
+
+    def _take(self, batch: Batch, trained: Trained) -> None:
+        """One step: forward, backward, gradients shared, weights moved. Nothing here waits for the device."""
+        settings = self.params.train
+        with _autocast(settings.precision, self.device):
+            # A process whose share of a batch is empty still takes part in every exchange.
+            logits = self.forward(batch) if len(batch.kind) else torch.zeros(0, device=self.device)
+        terms = loss_terms(logits, batch.kind, batch.request, batch.requests, self.params.loss, self.kinds)
+        counts = self.ranks.sum(torch.stack([term.count for term in terms.values()]).double())
+        means = {name: term.mean(count) for (name, term), count in zip(terms.items(), counts, strict=True)}
+        loss = torch.stack(list(means.values())).sum()
+        if settings.conflict_steps and self.done % settings.conflict_steps == 0 and self.ranks.leads and len(batch.kind):
+            trained.conflicts.append({"step": self.done, **measure_conflict(loss, logits, batch.kind, self.dense)})
+        self.sparse_step.zero_grad(set_to_none=True)
+        self.dense_step.zero_grad(set_to_none=True)
+        if len(batch.kind):
+            loss.backward()
+        self.ranks.share_dense(self.dense)
+        self.ranks.share_rows(self.tables)
+        nn.utils.clip_grad_norm_(self.dense, settings.clip_norm)
+        self.sparse_step.step()
+        self.dense_step.step()
+        self.warmup.step()
+        shared = self.ranks.sum(torch.stack([value.detach() for value in means.values()]))
+        for term, value in zip(means, shared, strict=True):
+            self.sums[term] = self.sums[term] + value if term in self.sums else value
+            self.recent[term] = self.recent[term] + value if term in self.recent else value
+        self.recent_steps += 1
+
+    def _log(self, trained: Trained) -> None:
+        """One point of the curves, and the check that the losses are finite."""
+        means = {term: float(value) / self.recent_steps for term, value in self.recent.items()}
+        _require_finite(means, self.name, self.epoch)
+        trained.curves.append({"step": self.done, **means})
+        self.recent, self.recent_steps = {}, 0
+
+    def _progress(self, losses: dict[str, float], steps: int, samples: int, made: int, took_s: float) -> Progress:
+        settings = self.params.train
+        left = (steps - self.step) + (settings.epochs - self.epoch) * steps
+        rate = samples * self.ranks.world / took_s  # the others have as many, give or take a request
+        terms = {term: value for term, value in losses.items() if term != "step"}
+        return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
+
+
+def warm_start(model: nn.Module, weights: Path) -> int:
+    """Take over weights of equal name and shape; returns how many parameters that were."""
+    old = torch.load(weights, map_location="cpu", weights_only=True)
+    new = model.state_dict()
+    fitting = {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
+    model.load_state_dict({**new, **fitting})
+    return sum(value.numel() for value in fitting.values())
+
+
+def _require_finite(means: dict[str, float], name: str, epoch: int) -> None:
+    if not np.isfinite(sum(means.values())):
+        raise DataError(f"{name}: the loss is not finite in epoch {epoch} ({means}); lower train.learning_rate or check the dense features")
+
+
 def pick_device(wanted: str) -> torch.device:
-    """The device of train.device; `auto` takes a GPU where there is one.
+    """The device of train.device; `auto` takes a GPU where there is one, of several processes each its own.
 
     Raises:
         DataError: cuda was asked for and there is none.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DataError("train.device is cuda and no CUDA device is visible; set it to auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The block that a forward pass runs in."""
+    half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def heldout_gauc(model: nn.Module, pools: list[Any], params: Params, device: torch.device) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """run.yaml: what one retrain does, resolved. The flow writes it, the reproducible stages read it."""
 
 import datetime as dt
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,16 +25,24 @@ class Run:
     judging: tuple[str, ...]
     hap_digest: str
     params: Params
+    warm_start: dict[str, str] | None = None  # model -> sha256 of the weights that its training begins from
 
 
-def write_run(ws: Workspace, params: Params, day: dt.date, window: Sequence[dt.date], judging: Sequence[dt.date]) -> Run:
-    """Resolve the parameters into run.yaml; the same run gives the same bytes."""
-    run = Run(day.isoformat(), tuple(map(str, window)), tuple(map(str, judging)), package_digest(), params)
+def write_run(
+    ws: Workspace, params: Params, day: dt.date, window: Sequence[dt.date], judging: Sequence[dt.date], warm: dict[str, str] | None = None
+) -> Run:
+    """Resolve the parameters into run.yaml; the same run gives the same bytes.
+
+    Args:
+        warm: what `keep_warm_weights` returned for each model; None begins cold.
+    """
+    run = Run(day.isoformat(), tuple(map(str, window)), tuple(map(str, judging)), package_digest(), params, warm)
     content: dict[str, Any] = {
         "day": run.day,
         "window": list(run.window),
         "judging": list(run.judging),
         "hap_digest": run.hap_digest,
+        "warm_start": run.warm_start,
         "params": params.model_dump(mode="json"),
     }
     durable.write_text(ws.run_file, "# Written by each retrain; edit params.yaml instead.\n" + yaml.safe_dump(content, sort_keys=False))
@@ -49,4 +59,17 @@ def read_run(ws: Workspace) -> Run:
         raise ConfigError(f"{ws.run_file} is missing; `hapctl retrain --day D` writes it")
     raw = yaml.safe_load(ws.run_file.read_text())
     params = resolve(raw["params"], str(ws.run_file))
-    return Run(raw["day"], tuple(raw["window"]), tuple(raw["judging"]), raw["hap_digest"], params)
+    return Run(raw["day"], tuple(raw["window"]), tuple(raw["judging"]), raw["hap_digest"], params, raw["warm_start"])
+
+
+def keep_warm_weights(ws: Workspace, weights: Path) -> str:
+    """Copy weights to where the training stages find them, and return their sha256, which names them there."""
+    data = weights.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    durable.write_bytes(warm_weights(ws, digest), data)
+    return digest
+
+
+def warm_weights(ws: Workspace, digest: str) -> Path:
+    """Where weights of this sha256 lie."""
+    return ws.state / "warm" / f"{digest}.pt"

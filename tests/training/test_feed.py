@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from hap.params import KINDS, Params
@@ -72,3 +73,42 @@ def test_only_the_asked_kinds_come_and_nothing_else_moves(sample_files: list[Pat
     assert np.array_equal(hard.cand_ids, full.cand_ids[wanted])
     assert np.array_equal(hard.kind, full.kind[wanted])
     assert hard.offsets[-1] == wanted.sum()
+
+
+def small_batches(params: Params) -> Params:
+    return params.model_copy(update={"train": params.train.model_copy(update={"batch_requests": 8})})
+
+
+def step_sets(feed: Feed, **more: int) -> list[list[tuple[int, ...]]]:
+    """The requests of each step, told by user and first candidates."""
+    found = []
+    for batch in feed.batches(7, 1, **more):
+        owners = [batch.cand_ids[batch.request == place, 0].tolist() for place in range(batch.requests)]
+        found.append(sorted((int(user), *items) for user, items in zip(batch.user_ids[:, 0].tolist(), owners, strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_each_batch_whatever_their_number(many_groups: list[Path], default_params: Params, world: int) -> None:
+    feed = Feed(many_groups, small_batches(default_params), heldout=False)
+    alone = step_sets(feed)
+    shares = [step_sets(feed, rank=rank, world=world) for rank in range(world)]
+    assert {len(share) for share in shares} == {len(alone)} == {feed.steps(7, 1)}
+    for step, whole in enumerate(alone):
+        assert sorted(entry for share in shares for entry in share[step]) == whole
+
+
+def test_a_step_is_found_again_without_those_before_it(many_groups: list[Path], default_params: Params) -> None:
+    feed = Feed(many_groups, small_batches(default_params), heldout=False)
+    alone = step_sets(feed)
+    assert len(alone) > 4
+    for start in (1, 3, len(alone) - 1, len(alone)):
+        assert step_sets(feed, start=start) == alone[start:]
+
+
+def test_a_process_without_row_groups_gets_empty_batches(sample_files: list[Path], default_params: Params) -> None:
+    feed = Feed(sample_files, small_batches(default_params), heldout=False)
+    assert len(feed.units) == 1
+    batches = list(feed.batches(7, 1, rank=1, world=2))
+    assert len(batches) == feed.steps(7, 1)
+    assert all(batch.requests == 0 and len(batch.kind) == 0 for batch in batches)

@@ -1,20 +1,22 @@
 """Training learns, repeats bit for bit, and keeps the best epoch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hap.errors import DataError
-from hap.models.build import load_model, save_model
+from hap.models.build import build_model, load_model, save_model
 from hap.params import Params
 from hap.training.feed import Feed
-from hap.training.loop import Epoch, Trained, pick_device, train
+from hap.training.loop import Progress, Trained, pick_device, train, warm_start
 
 
-def run(name: str, params: Params, files: list[Path]) -> tuple[Trained, list[Epoch]]:
-    seen: list[Epoch] = []
-    return train(name, params, files, seen.append), seen
+def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
+    """The trained model and the report of each epoch's end."""
+    seen: list[Progress] = []
+    return train(name, params, files, seen.append, **more), [progress for progress in seen if progress.gauc is not None]
 
 
 @pytest.mark.parametrize("name", ["light", "expressive"])
@@ -29,13 +31,13 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(name: str, small_param
 def test_training_lowers_the_loss(name: str, small_params: Params, sample_files: list[Path]) -> None:
     train_settings = small_params.train.model_copy(update={"epochs": 8, "patience": 8, "warmup_steps": 0, "learning_rate": 0.01})
     _, seen = run(name, small_params.model_copy(update={"train": train_settings}), sample_files)
-    assert seen[-1].loss < 0.95 * seen[0].loss
+    assert sum(seen[-1].loss.values()) < 0.95 * sum(seen[0].loss.values())
 
 
 def test_the_best_epoch_is_kept(small_params: Params, sample_files: list[Path]) -> None:
     params = small_params.model_copy(update={"train": small_params.train.model_copy(update={"epochs": 4, "patience": 1})})
-    trained, seen = run("light", params, sample_files)
-    means = [sum(epoch.gauc.values()) for epoch in seen]
+    trained, _ = run("light", params, sample_files)
+    means = [sum(epoch.values()) for epoch in trained.gaucs]
     assert trained.best_epoch == means.index(max(means)) + 1
 
 
@@ -61,3 +63,27 @@ def test_cuda_is_refused_where_there_is_none() -> None:
         with pytest.raises(DataError, match=r"train\.device"):
             pick_device("cuda")
     assert pick_device("cpu").type == "cpu"
+
+
+def test_a_warm_start_takes_over_what_fits_and_begins_the_rest_fresh(
+    small_params: Params, sample_files: list[Path], tmp_path: Path
+) -> None:
+    trained, _ = run("light", small_params, sample_files)
+    save_model(trained.model, tmp_path / "light", trained.facts)
+    grown = small_params.model_copy(update={"light": small_params.light.model_copy(update={"size": 24})})
+    torch.manual_seed(9)
+    model = build_model("light", grown)
+    fresh = {key: value.clone() for key, value in model.state_dict().items()}
+    taken = warm_start(model, tmp_path / "light" / "model.pt")
+    old, new = trained.model.state_dict(), model.state_dict()
+    assert 0 < taken < sum(value.numel() for value in new.values())
+    for key, value in new.items():
+        assert torch.equal(value, old[key] if old[key].shape == value.shape else fresh[key]), key
+
+
+def test_training_goes_on_from_warm_weights(small_params: Params, sample_files: list[Path], tmp_path: Path) -> None:
+    trained, cold = run("light", small_params, sample_files)
+    save_model(trained.model, tmp_path / "light", trained.facts)
+    warm, seen = run("light", small_params, sample_files, warm=tmp_path / "light" / "model.pt")
+    assert sum(seen[0].loss.values()) < sum(cold[0].loss.values())
+    assert warm.facts["warm_parameters"] > 0 == trained.facts["warm_parameters"]

@@ -1,0 +1,43 @@
+"""Checkpoints are whole, few, and taken up by their own training only."""
+
+from pathlib import Path
+
+import torch
+
+from hap.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
+
+
+def steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_the_latest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 5, 10, 200):
+        save_checkpoint(tmp_path, "key", step, {"value": step}, keep=2)
+    assert steps(tmp_path) == ["step-000000010.pt", "step-000000200.pt"]
+    state = load_checkpoint(tmp_path, "key")
+    assert state is not None
+    assert (state["step"], state["value"]) == (200, 200)
+
+
+def test_a_damaged_file_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "key", 1, {"value": torch.arange(1000)}, keep=2)
+    last = save_checkpoint(tmp_path, "key", 2, {"value": torch.arange(1000)}, keep=2)
+    last.write_bytes(last.read_bytes()[:200])
+    state = load_checkpoint(tmp_path, "key")
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_another_trainings_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "key", 1, {}, keep=2)
+    assert load_checkpoint(tmp_path, "other") is None
+    drop_checkpoints(tmp_path)
+    assert load_checkpoint(tmp_path, "key") is None
+
+
+def test_the_random_state_comes_back(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "key", 1, {}, keep=1)
+    expected = torch.rand(3)
+    load_checkpoint(tmp_path, "key")
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,142 @@
+"""Several processes train as one, and a training that was killed ends as if nothing had happened."""
+
+import datetime as dt
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+import torch
+
+from hap import durable
+from hap.params import Params
+from hap.samples import partitions
+from hap.samples.collect import collect_day
+from hap.training.run import write_run
+from hap.workspace import Workspace
+from tests.conftest import FIRST_DAY
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "-m", "hap.training")
+ALONE = ("-m", "hap.training")
+
+
+@pytest.fixture
+def workspace(logged_workspace: Workspace, small_params: Params, tmp_path: Path) -> Workspace:
+    """A workspace that stands ready to train on one day, in steps of sixteen requests."""
+    collect_day(logged_workspace, small_params, FIRST_DAY)
+    ws = Workspace(tmp_path / "ws")
+    shutil.copytree(logged_workspace.samples, ws.samples)
+    durable.write_text(ws.root / "hap.toml", "")
+    ready(ws, small_params)
+    return ws
+
+
+def ready(ws: Workspace, params: Params, **train: object) -> None:
+    """run.yaml and window.json, with other settings of `train` where given."""
+    settings = {"batch_requests": 16, "epochs": 12, "patience": 12, "checkpoint_steps": 4, "log_steps": 5, "conflict_steps": 0, **train}
+    params = params.model_copy(update={"train": params.train.model_copy(update=settings)})
+    durable.write_json(ws.window_file, {"days": [partitions.load(ws, FIRST_DAY).id]})
+    write_run(ws, params, FIRST_DAY + dt.timedelta(days=1), [FIRST_DAY], [])
+
+
+def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *how, "train", name]
+    return subprocess.Popen(
+        command, cwd=ws.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def outcome(ws: Workspace, name: str = "light") -> tuple[dict[str, torch.Tensor], dict]:
+    """The weights, and every figure that was written down."""
+    folder = ws.models / name
+    figures = orjson.loads((folder / "model.json").read_bytes()) | orjson.loads((folder / "curves.json").read_bytes())
+    return torch.load(folder / "model.pt", weights_only=True), figures
+
+
+def wait_for_checkpoints(ws: Workspace, process: "subprocess.Popen[str]", step: int, name: str = "light") -> None:
+    folder = ws.state / "checkpoints" / name
+    while process.poll() is None and not any(int(path.stem.split("-")[1]) >= step for path in folder.glob("step-*.pt")):
+        time.sleep(0.005)
+    assert process.poll() is None, "the training ended before it could be killed"
+
+
+def same(one: tuple[dict[str, torch.Tensor], dict], other: tuple[dict[str, torch.Tensor], dict]) -> bool:
+    return one[1] == other[1] and all(torch.equal(value, other[0][key]) for key, value in one[0].items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_two_processes_reach_the_loss_of_one(workspace: Workspace, small_params: Params, name: str) -> None:
+    ready(workspace, small_params, epochs=3)
+    finish(start(workspace, ALONE, name))
+    weights, figures = outcome(workspace, name)
+    finish(start(workspace, TORCHRUN, name))
+    shared_weights, shared = outcome(workspace, name)
+    assert (figures["processes"], shared["processes"]) == (1, 2)
+    assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
+    for key, value in weights.items():
+        assert torch.allclose(value, shared_weights[key], atol=1e-3), key
+
+
+@pytest.mark.long
+def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undisturbed_run(
+    workspace: Workspace, small_params: Params
+) -> None:
+    finish(start(workspace, TORCHRUN))
+    undisturbed = outcome(workspace)
+    shutil.rmtree(workspace.models)
+    process = start(workspace, TORCHRUN)
+    wait_for_checkpoints(workspace, process, step=12)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "hap.training" in child.cmdline()]
+    workers[-1].send_signal(signal.SIGKILL)
+    finish(process)
+    assert same(outcome(workspace), undisturbed)
+
+
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, small_params: Params) -> None:
+    finish(start(workspace, ALONE))
+    undisturbed = outcome(workspace)
+    shutil.rmtree(workspace.models)
+    for step in (8, 28, 60):
+        process = start(workspace, ALONE)
+        wait_for_checkpoints(workspace, process, step)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (workspace.models / "light" / "model.json").exists()
+    process = start(workspace, ALONE)
+    finish(process)
+    assert same(outcome(workspace), undisturbed)
+    assert not (workspace.state / "checkpoints" / "light").exists(), "a finished training leaves no checkpoints"
+
+
+def test_checkpoints_of_other_parameters_are_not_taken_up(workspace: Workspace, small_params: Params) -> None:
+    process = start(workspace, ALONE)
+    wait_for_checkpoints(workspace, process, step=8)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    ready(workspace, small_params, epochs=1, learning_rate=0.01)
+    finish(start(workspace, ALONE))
+    changed = outcome(workspace)
+    shutil.rmtree(workspace.models)
+    shutil.rmtree(workspace.state, ignore_errors=True)
+    finish(start(workspace, ALONE))
+    assert same(outcome(workspace), changed)
+
+
+@pytest.mark.long
+def test_the_stage_starts_its_processes_by_itself(workspace: Workspace, small_params: Params) -> None:
+    ready(workspace, small_params, epochs=1, processes=2)
+    finish(start(workspace, ALONE))
+    assert outcome(workspace)[1]["processes"] == 2
