@@ -9,9 +9,15 @@ import pytest
 # Nothing that a test starts tells anybody outside; OpenMP threads sleep while they wait.
 os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false", OMP_WAIT_POLICY="PASSIVE")
 
+from hypothesis import HealthCheck, settings
+
 from hap.params import Params, load_params
 from hap.project import project_file
 from hap.workspace import Workspace, init_workspace
+
+# A busy machine draws slowly; that says nothing about the code.
+settings.register_profile("hap", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("hap")
 
 FIRST_DAY = dt.date(2026, 1, 1)
 
