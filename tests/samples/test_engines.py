@@ -116,7 +116,7 @@ def test_spark_on_two_threads_gives_what_duckdb_gives(default_params: Params, lo
         engines.disconnect(spark)
     for table, (params, paths) in zip(found, cases, strict=True):
         expected = collected_by(params, paths, tmp_path / "scratch")
-        assert expected.num_rows > 10
+        assert expected.num_rows > 3
         assert table.to_pylist() == expected.to_pylist()
         assert digest(table) == digest(expected)
     assert not any((tmp_path / "scratch").iterdir())
