@@ -8,13 +8,14 @@ retrieval and pre-ranking know. AUCs depend on seeds and sizes, not on the hardw
 """
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ import torch
 
 from hap.evaluation.auc import gauc, request_aucs
 from hap.logs.cascade import begin, click_logit, coarse_logit, day_chunks
+from hap.logs.logged import IDS_PER_DAY
 from hap.logs.simulator import SETTINGS, settings_digest, simulate
 from hap.logs.world import SimulatorSettings
+from hap.models.expressive import HEADS, ExpressiveModel
 from hap.params import MODELS, NEGATIVES, Params, load_params
 from hap.project import project_file
 from hap.samples import partitions
@@ -38,6 +41,8 @@ from hap.workspace import Workspace
 
 FIRST = dt.date(2026, 1, 1)
 Auc = dict[str, float]
+BLIND = "no attention"
+TRUTH = {"coarse": coarse_logit, "oracle": click_logit}
 
 
 def main() -> None:
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--requests", nargs="+", type=int, default=[8000], help="requests a day; several sizes are run in turn")
     parser.add_argument("--days", type=int, default=3, help="days of training; one more is the judging day")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--ablation", action="store_true", help="train the expressive model without its attention, too")
     parser.add_argument("--speed-only", action="store_true", help="measure the simulation and train nothing")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -59,7 +65,7 @@ def main() -> None:
         for setting in asked.settings:
             for requests in asked.requests:
                 for seed in asked.seeds:
-                    runs.append(run(setting, requests, asked.days, asked.epochs, seed, params))
+                    runs.append(run(setting, requests, asked.days, asked.epochs, seed, params, ablation=asked.ablation))
                     if not asked.json:
                         print(_lines(runs[-1]), flush=True)
     facts = {"settings": settings_digest(), "python": platform.python_version(), "machine": platform.machine()}
@@ -84,7 +90,7 @@ def speed(requests: int, params: Params) -> dict[str, float]:
     return {"requests": requests, "rows": rows, "cpu_s": cpu_s, "warmup_cpu_s": warmup_cpu_s, "rows_a_minute": 60 * rows / cpu_s}
 
 
-def run(setting: str, requests: int, days: int, epochs: int, seed: int, params: Params) -> dict[str, Any]:
+def run(setting: str, requests: int, days: int, epochs: int, seed: int, params: Params, *, ablation: bool) -> dict[str, Any]:
     """GAUC by kind of both models and of the truth on the judging day."""
     settings = SETTINGS[setting]
     training = params.train.model_copy(update={"days": days, "epochs": epochs, "patience": epochs})
@@ -103,33 +109,49 @@ def run(setting: str, requests: int, days: int, epochs: int, seed: int, params: 
         window, judging = partitions.parquet_files(ws, calendar[:-1]), partitions.parquet_files(ws, calendar[-1:])
         found: dict[str, Auc] = {}
         cpu_s: dict[str, float] = {}
-        for name in MODELS:
+        for name in (*MODELS, *([BLIND] if ablation else [])):
             begun = time.process_time()
-            trained = train(name, params, window, report)
-            cpu_s[name] = time.process_time() - begun
-            pools = [pool for heldout in (True, False) for pool in Feed(judging, params, heldout=heldout).pools()]
-            scores, kinds, counts = score_pools(trained.model, pools, params, torch.device("cpu"))
+            with _without_attention() if name == BLIND else contextlib.nullcontext():
+                trained = train("expressive" if name == BLIND else name, params, window, report)
+                cpu_s[name] = time.process_time() - begun
+                pools = [pool for heldout in (True, False) for pool in Feed(judging, params, heldout=heldout).pools()]
+                scores, kinds, counts = score_pools(trained.model, pools, params, torch.device("cpu"))
             found[name] = _gauc(scores, kinds, counts)
-        for name, score in (("coarse", coarse_logit), ("oracle", click_logit)):
-            found[name] = _truth(judging[0], score, settings, requests, days, seed)
+        found |= _truth(judging[0], settings, requests, days, seed)
     return {"setting": setting, "requests": requests, "days": days, "epochs": epochs, "seed": seed, "gauc": found, "train_cpu_s": cpu_s}
 
 
-def _truth(samples: Path, score: Callable[..., np.ndarray], settings: SimulatorSettings, requests: int, days: int, seed: int) -> Auc:
-    """GAUC of the world's own score on the judging day's samples: the day is lived through again beside them."""
+@contextlib.contextmanager
+def _without_attention() -> Iterator[None]:
+    """Within the block the expressive model attends to nothing; all else is as it was."""
+
+    def nothing(self: ExpressiveModel, query: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(query), query.new_zeros((len(query), HEADS))
+
+    whole = ExpressiveModel._attend_batch
+    ExpressiveModel._attend_batch = nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ExpressiveModel._attend_batch = whole  # type: ignore[method-assign]
+
+
+def _truth(samples: Path, settings: SimulatorSettings, requests: int, days: int, seed: int) -> dict[str, Auc]:
+    """GAUC of the world's own scores on the judging day's samples: the days are lived through again beside them."""
     rows = pq.read_table(samples, columns=["request_id", "cand_item_id", "cand_kind"])
-    by_number = {request % 10**9: place for place, request in enumerate(rows["request_id"].to_pylist())}
+    by_number = {request % IDS_PER_DAY: place for place, request in enumerate(rows["request_id"].to_pylist())}
     items, kinds = rows["cand_item_id"].to_pylist(), rows["cand_kind"].to_pylist()
-    scores: list[np.ndarray] = [np.zeros(0)] * len(items)
+    scores: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] * len(items) for name in TRUTH}
     world = begin(settings, seed, FIRST, requests)
     for day in range(days + 1):
         for chunk in day_chunks(world, day):
             for place, number in enumerate(chunk.number_R if day == days else []):
                 if (row := by_number.get(int(number))) is not None:
-                    one = slice(place, place + 1)
-                    scores[row] = score(world, chunk.user_R[one], chunk.at_us_R[one], np.array([items[row]]) - 1)[0]
-    counts = np.array([len(one) for one in scores])
-    return _gauc(np.concatenate(scores).astype(np.float64), np.concatenate([np.array(one, np.int8) for one in kinds]), counts)
+                    one, candidates = slice(place, place + 1), np.array([items[row]]) - 1
+                    for name, score in TRUTH.items():
+                        scores[name][row] = score(world, chunk.user_R[one], chunk.at_us_R[one], candidates)[0]
+    kind, counts = np.concatenate([np.array(one, np.int8) for one in kinds]), np.array([len(one) for one in items])
+    return {name: _gauc(np.concatenate(found).astype(np.float64), kind, counts) for name, found in scores.items()}
 
 
 def _gauc(scores: np.ndarray, kinds: np.ndarray, counts: np.ndarray) -> Auc:

@@ -49,15 +49,11 @@ def test_a_quiet_world_stands_still(column: str) -> None:
 def test_some_users_are_new_on_every_day() -> None:
     days = ten_quiet_days()
     assert all(0 < days["empty"][days["day"] // 5 == half].mean() < 0.03 for half in range(2))
-    first, last = (set(world.user_id_U) for world in (begin(DEFAULTS, 1, FIRST, 4000), _after(DEFAULTS, 4000, 3)))
-    assert len(last - first) == pytest.approx(3 * DEFAULTS.user_turnover * len(first), rel=0.35)
-
-
-def _after(settings: SimulatorSettings, requests: int, days: int) -> World:
-    world = begin(replace(settings, warmup_days=0), 1, FIRST, requests)
-    for day in range(-settings.warmup_days, days):
+    world = World(DEFAULTS, 1, FIRST, 4000)
+    first = set(world.user_id_U)
+    for day in range(3):
         world.open_day(day)
-    return world
+    assert len(set(world.user_id_U) - first) == pytest.approx(3 * DEFAULTS.user_turnover * len(first), rel=0.35)
 
 
 @cache
@@ -140,7 +136,7 @@ def test_retrieval_finds_much_of_what_would_be_clicked_but_not_all() -> None:
 
 def test_latest_clicks_tell_the_mood_and_older_ones_do_not() -> None:
     told: list[np.ndarray] = []
-    for world, _, chunk in lived(DEFAULTS, 1500, 1):
+    for world, _, chunk in lived(DEFAULTS, 600, 2):
         latent = world.items.latent_ND[world.hist_item_UH[chunk.user_R]]
         near = (latent @ world.interest_UID[chunk.user_R].transpose(0, 2, 1)).argmax(2)  # [R, H]
         full = world.hist_item_UH[chunk.user_R, 0] >= 0
@@ -150,7 +146,7 @@ def test_latest_clicks_tell_the_mood_and_older_ones_do_not() -> None:
 
 
 def test_a_mood_lasts_as_long_as_its_setting_says() -> None:
-    world = begin(DEFAULTS, 1, FIRST, 8000)
+    world = World(DEFAULTS, 1, FIRST, 8000)
     before = world.mood_U.copy()
     for slot in range(DEFAULTS.slots_per_day):
         world.open_slot(0, slot)
@@ -160,7 +156,7 @@ def test_a_mood_lasts_as_long_as_its_setting_says() -> None:
 
 def test_what_is_shown_lower_is_clicked_less_for_the_same_logit() -> None:
     def clicks(weight: float) -> np.ndarray:
-        shown = [chunk.click_RE for _, _, chunk in lived(replace(DEFAULTS, position_weight=weight, warmup_days=0), 1500, 1)]
+        shown = [chunk.click_RE for _, _, chunk in lived(replace(DEFAULTS, position_weight=weight, warmup_days=0), 1000, 1)]
         return np.asarray(np.concatenate(shown).mean(0))
 
     biased, plain = clicks(DEFAULTS.position_weight), clicks(0.0)

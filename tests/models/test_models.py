@@ -1,5 +1,7 @@
 """Both models: one request scored alone equals the same request in a batch, and ids need no vocabulary."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,47 @@ def test_the_size_dial_sizes_the_model(small_params: Params) -> None:
         sizes.append(dense_parameters(build_model("light", params)))
     assert sizes == sorted(sizes)
     assert sizes[-1] > 4 * sizes[0]
+
+
+def test_a_fresh_expressive_model_looks_first_at_events_like_the_candidate(small_params: Params) -> None:
+    torch.manual_seed(0)
+    settings = small_params.expressive.model_copy(update={"size": 96, "embedding_dim": 16})
+    model = build_model("expressive", small_params.model_copy(update={"expressive": settings})).eval()
+    item, history = small_params.features.ids("item"), small_params.features.ids("history")
+    batch = random_batch(small_params, [40] * 3, seed=2)
+    batch.hist_ids[:] = random_batch(small_params, [40] * 3, seed=3).hist_ids.abs() + 1  # no padding
+    alike = small_params.features.history_length // 2
+    found = []
+    with torch.inference_mode():
+        for request in range(3):
+            for place, feature in enumerate(history):  # one event shows what the first candidate shows
+                batch.hist_ids[request, alike, place] = batch.cand_ids[batch.request == request][0, item.index(feature)]
+            user, keys, values, absent = model.encode_user(batch.user_ids, batch.user_dense, batch.hist_ids, batch.hist_dense)
+            ids, dense = (side[batch.request == request][:1] for side in (batch.cand_ids, batch.cand_dense))
+            item_NS, like_NS = model._encode_item(ids, dense)
+            query = model.query(torch.relu(model.pair(user[request : request + 1], item_NS, None))) + like_NS
+            marked = torch.zeros_like(values[request])
+            marked[alike] = 1.0
+            found.append(float(model._attend_one(query, keys[request], marked, absent[request])[0].mean()))
+    assert min(found) > 2 / (small_params.features.history_length + 1)
+
+
+def test_which_event_is_the_recent_one_matters_to_attention_and_not_to_a_mean(small_params: Params) -> None:
+    batch = random_batch(small_params, [20], seed=1)
+    batch.hist_ids[0] = torch.arange(1, batch.hist_ids[0].numel() + 1).view_as(batch.hist_ids[0])
+    turned = replace(batch, hist_dense=batch.hist_dense.flip(1))
+    moved = {}
+    for name in ARCHITECTURES:
+        torch.manual_seed(0)
+        model = build_model(name, small_params).eval()
+        with torch.inference_mode():
+            moved[name] = float((model(batch) - model(turned)).abs().max())
+    assert moved["light"] < 1e-5 < 1e-3 < moved["expressive"]
+
+
+def test_item_id_alone_may_be_shared_by_items_and_history(small_params: Params) -> None:
+    features = small_params.features.model_copy(update={"history": small_params.features.history[:1]})
+    params = small_params.model_copy(update={"features": features})
+    model, batch = build_model("expressive", params).eval(), random_batch(params, [3, 2])
+    with torch.inference_mode():
+        assert torch.allclose(alone(model, batch, 1), model(batch)[3:], atol=1e-5)

@@ -1,0 +1,56 @@
+"""`hapctl simulate`: named worlds and faults, and one line for each mistake."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hap.cli.main import main
+
+
+def simulate(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["hapctl", "simulate", *map(str, words)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def prices(root: Path, day: str) -> list[float]:
+    found: list[float] = pq.read_table(root / "logs" / "items" / f"day={day}" / "part-0.parquet", partitioning=None)["price"].to_pylist()
+    return found
+
+
+def test_faults_begin_on_the_last_day_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--days", 2, "--requests-per-day", 20)
+    fault = ("--fault", "shifted-prices", "--fault-size", 2, "--fault", "late-logs", "--fault-size", 0.5)
+    asked = {"plain": (), "last": fault, "first": (*fault, "--fault-from", "2026-01-01"), "world": ("--setting", "double-noise")}
+    for name, words in asked.items():
+        assert simulate(monkeypatch, "--root", tmp_path / name, *size, *words) == 0
+    one, two = "2026-01-01", "2026-01-02"
+    plain = {day: prices(tmp_path / "plain", day) for day in (one, two)}
+    assert prices(tmp_path / "last", one) == plain[one]
+    assert prices(tmp_path / "last", two) == [2 * price for price in plain[two]]
+    assert prices(tmp_path / "first", one) == [2 * price for price in plain[one]]
+    candidates = [tmp_path / name / "logs" / "candidates" / f"day={one}" / "part-0.parquet" for name in ("plain", "world")]
+    assert candidates[0].read_bytes() != candidates[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fault", "clickoutage"], "did you mean click-outage?"),
+        (["--fault", "late-logs", "--fault-size", "0.1", "--fault-size", "0.2"], "2 --fault-size for 1 --fault"),
+        (["--fault", "late-logs", "--fault-from", "2026-02-01"], "not among the days simulated, 2026-01-01 to 2026-01-02"),
+        (["--setting", "noise"], "choose one of default, single-interest"),
+    ],
+)
+def test_a_mistake_is_one_line_and_makes_no_workspace(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert simulate(monkeypatch, "--root", tmp_path / "ws", "--days", 2, *words) == 2
+    err = capsys.readouterr().err.strip()
+    assert said in err and "\n" not in err
+    assert not (tmp_path / "ws").exists()
