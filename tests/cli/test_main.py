@@ -16,7 +16,7 @@ from hap.workspace import Workspace, init_workspace
 HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
 WORDS = {
     *("init", "simulate", "import", "collect", "show"),
-    *("demo", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
+    *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
     *("models", "promote", "rollback", "ledger", "restore"),
     *("serve", "stop", "score"),
     *("drift", "status", "doctor"),
@@ -73,7 +73,7 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run"):
+    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe"):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
                  "rollback", "restore", "serve", "stop", "schedule"):  # fmt: skip

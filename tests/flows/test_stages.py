@@ -4,29 +4,33 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
 from flows.stages import dvc, end_orphans, repro
 from flows.talk import Talk, talking
 from hap.errors import HapError
+from hap.training.loop import Progress
 from hap.workspace import Workspace, init_workspace
 
+TOLD = orjson.dumps(asdict(Progress(epoch=1, of=2, step=5, steps=10, loss={"bce": 0.25}, samples_per_s=5, eta_s=3))).decode()
 STAGES = """stages:
   good: {cmd: echo fine > out.txt, outs: [out.txt]}
   refused: {cmd: 'echo "error: price is missing from the logs" >&2; exit 1'}
   crashed: {cmd: "python -c 'raise KeyError(1)'"}
   slow: {cmd: sleep 300}
-  told: {cmd: 'echo hap:progress "{\\"epoch\\": 1, \\"of\\": 2, \\"samples_per_s\\": 5.0}"'}
+  told: {cmd: 'echo hap:progress "TOLD"'}
 """
 
 
 @pytest.fixture(scope="module")
 def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = init_workspace(tmp_path_factory.mktemp("stages") / "ws")
-    (made.root / "dvc.yaml").write_text(STAGES)
+    (made.root / "dvc.yaml").write_text(STAGES.replace("TOLD", TOLD.replace('"', '\\"')))
     return made
 
 
@@ -66,7 +70,7 @@ def test_progress_reaches_the_bar(ws: Workspace, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(talk, "bar", lambda *shown: seen.append(shown))
     with talking(talk):
         repro(ws, "told", "told")
-    assert seen == [("told", 0.5, "epoch 1/2, 5 samples/s")]
+    assert seen == [("told", 0.25, "epoch 1/2, 5 samples/s, 3 s left, bce 0.250")]
 
 
 def test_a_timeout_ends_the_whole_group(ws: Workspace) -> None:
