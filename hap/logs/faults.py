@@ -41,7 +41,7 @@ class Fault:
             x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15 * stream % 2**64)
             for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
                 x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        hit: np.ndarray = (x ^ (x >> np.uint64(31))) < np.uint64(int(min(self.size, 1.0) * (2**64 - 1)))
+        hit: np.ndarray = (x ^ (x >> np.uint64(31))) < np.uint64(min(int(self.size * 2.0**64), 2**64 - 1))
         return hit
 
 

@@ -10,6 +10,8 @@ from hap.logs.schema import STAGES, logged
 from hap.logs.sql import quoted
 from hap.params import Features, Params
 
+_LARGEST = "3.4028234663852886e38"  # of float32, as samples hold values: what is larger is infinite there
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -54,11 +56,11 @@ def _column_rules(field: pa.Field) -> list[Rule]:
     values = field.type.value_type if pa.types.is_list(field.type) else field.type
     if pa.types.is_list(field.type):
         rules.append(Rule(f"null inside {name}", f"list_count({column}) <> len({column})", shows))
-        low, finite = f"list_min({column})", f"isfinite(list_sum({column}))"
+        low, size, total = f"list_min({column})", f"greatest(-list_min({column}), list_max({column}))", f"list_sum({column})"
     else:
-        low, finite = column, f"isfinite({column})"
+        low, size, total = column, f"abs({column})", column
     if pa.types.is_floating(values):
-        rules.append(Rule(f"NaN or infinite value in {name}", f"NOT {finite}", shows))
+        rules.append(Rule(f"NaN or infinite value in {name}", f"NOT (isfinite({total}) AND {size} <= {_LARGEST})", shows))
     elif pa.types.is_int64(values) and name != "dwell_ms":
         rules.append(Rule(f"id 0 or negative in {name}", f"{low} <= 0", shows))
     elif name == "dwell_ms":

@@ -141,10 +141,11 @@ def _marked_days(logs_root: str | Path, table: str) -> list[dt.date]:
         # One listing, not a question per day: behind a URL each costs a round trip.
         for path in files.find(f"{str(logs_root).rstrip('/')}/{table}", maxdepth=2):
             folder, _, name = str(path).rpartition("/")
-            if name != MARKER:
+            partition = folder.rpartition("/")[2]
+            if name != MARKER or partition.startswith("."):  # hidden: a day that was being written when its writer was killed
                 continue
             try:
-                days.append(parse_day(folder.rpartition("/")[2].removeprefix("day=")))
+                days.append(parse_day(partition.removeprefix("day=")))
             except UsageError:
                 raise DataError(f"{folder} is not the folder of a day; name it day=YYYY-MM-DD, or take it away") from None
     return sorted(days)

@@ -98,6 +98,8 @@ def test_second_file_of_another_schema_is_named(logs: Path, params: Params) -> N
         ("feedback", "dwell_ms", -1, "negative dwell_ms"),
         ("items", "published", dt.datetime(2026, 1, 2, tzinfo=dt.UTC), "published after the day 2026-01-01"),
         ("items", "price", float("inf"), "NaN or infinite value in price"),
+        ("items", "price", float("nan"), "NaN or infinite value in price"),
+        ("items", "price", -1e39, "NaN or infinite value in price"),  # samples hold float32
     ],
 )
 def test_broken_rule_gives_file_rule_count_and_three_rows(
@@ -211,3 +213,12 @@ def test_schema_follows_the_declared_features(params: Params) -> None:
     items = contract.table_schema("items", params.features)
     assert items.field("price").nullable and not items.field("author_id").nullable and "age_hours" not in items.names
     assert np.all([contract.table_schema(t, params.features).field("event_time").type == contract.TIME for t in contract.TABLES])
+
+
+def test_what_a_killed_writer_left_hidden_is_no_day(logs: Path) -> None:
+    days = contract.logged_days(logs)
+    for table in contract.TABLES:
+        hidden = logs / table / ".day=2026-01-09.new"
+        hidden.mkdir()
+        (hidden / contract.MARKER).touch()
+    assert contract.logged_days(logs) == days

@@ -156,3 +156,8 @@ def test_a_fault_of_a_feature_that_is_not_declared_is_refused(params: Params) ->
     for text, said in (("shifted-prices", "item feature price"), ("broken-feature", "needs a dense item feature")):
         with pytest.raises(UsageError, match=said):
             parse(text, SECOND, None, SEED, few, DEFAULTS.content_types)
+
+
+@pytest.mark.parametrize("text", ["new-category", "broken-feature", "late-logs", "click-outage"])
+def test_a_share_of_one_hits_every_id(text: str, params: Params) -> None:
+    assert fault(text, params, 1.0).chosen(np.arange(1, 1000, dtype=np.int64)).all()
