@@ -19,7 +19,7 @@ from hap.errors import DataError
 from hap.logs.rules import Rule, row_rules
 from hap.logs.schema import KEYS, STAGES, TABLES, file_schema
 from hap.logs.sql import connect, query, quoted, scan, text, unreadable
-from hap.logs.storage import describe_days, has_day, logged_days, open_file, read_paths
+from hap.logs.storage import has_day, open_file, read_paths
 from hap.logs.unique import pairs_are_unique
 from hap.params import Params
 
@@ -73,10 +73,8 @@ def day_logs(root: str, day: dt.date, label_delay_hours: float) -> DayLogs:
     files: dict[str, dict[dt.date, Sequence[str]]] = {
         name: {day: read_paths(root, name, day)} for name in ("requests", "candidates", "items")
     }
-    labels = [label for label in feedback_days(day, label_delay_hours) if has_day(root, "feedback", label)]
-    if not labels:
-        days = describe_days(logged_days(root))
-        raise DataError(f"no feedback is logged for {day} or after it in {root}, so no click can be known; days logged: {days}")
+    # The day's own feedback has to be there: nearly every click of the day lies in it. A later partition may not be finished yet.
+    labels = [label for label in feedback_days(day, label_delay_hours) if label == day or has_day(root, "feedback", label)]
     files["feedback"] = {label: read_paths(root, "feedback", label) for label in labels}
     return DayLogs(root, day, files)
 

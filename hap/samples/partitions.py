@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from hap.errors import NotFound
+from hap.errors import DataError, NotFound
 from hap.workspace import Workspace
 
 
@@ -64,11 +64,21 @@ def folder(ws: Workspace, day: dt.date) -> Path:
 
 
 def find(ws: Workspace, day: dt.date) -> Manifest | None:
-    """The day's manifest, or None where the day is not closed."""
+    """The day's manifest, or None where the day is not closed or its samples are gone.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
     partition = folder(ws, day)
-    if not (partition / "_SUCCESS").exists():
+    if not (partition / "_SUCCESS").exists() or not any(partition.glob("*.parquet")):
         return None
-    return Manifest(**orjson.loads((partition / "manifest.json").read_bytes()))
+    path = partition / "manifest.json"
+    try:
+        return Manifest(**orjson.loads(path.read_bytes()))
+    except (OSError, orjson.JSONDecodeError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({' '.join(str(error).split())}); remove {partition} and collect the day again for the same bytes"
+        ) from None
 
 
 def load(ws: Workspace, day: dt.date) -> Manifest:

@@ -12,6 +12,8 @@ from hap.errors import ConfigError, DataError
 from hap.logs import contract
 from hap.logs.unique import pairs_are_unique
 from hap.params import Params, resolve
+from hap.workspace import Workspace
+from tests.conftest import FIRST_DAY
 from tests.logs.bad_files import DAY, change, part, put, read, split, where
 
 AS_OF = dt.datetime(2026, 1, 2, 2, tzinfo=dt.UTC)
@@ -288,3 +290,12 @@ def test_a_memory_limit_that_does_not_suffice_is_told_in_one_line(logs: Path, pa
     with pytest.raises(ConfigError, match=r"collect\.memory_limit is too small") as caught:
         check(logs, tiny)
     assert "\n" not in str(caught.value)
+
+
+def test_a_day_without_feedback_of_its_own_is_refused(logged_workspace: Workspace, default_params: Params, tmp_path: Path) -> None:
+    root = tmp_path / "logs"
+    shutil.copytree(logged_workspace.root / "logs", root)
+    shutil.rmtree(root / "feedback" / f"day={FIRST_DAY}")
+    assert contract.has_day(root, "feedback", FIRST_DAY + dt.timedelta(days=1))
+    with pytest.raises(DataError, match=f"no logs for the day {FIRST_DAY}: .*feedback"):
+        contract.day_logs(str(root), FIRST_DAY, default_params.collect.label_delay_hours)

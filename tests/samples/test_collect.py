@@ -179,3 +179,18 @@ def test_what_a_killed_collection_left_is_ignored_and_replaced(ws: Workspace) ->
     assert partitions.collected_days(ws) == []
     collect_day(ws, params, FIRST_DAY)
     assert [entry.name for entry in ws.samples.iterdir()] == [f"day={FIRST_DAY}"]
+
+
+def test_a_closed_day_whose_samples_are_gone_is_collected_again(ws: Workspace) -> None:
+    first = collect_day(ws, ws.params(), FIRST_DAY)
+    (partitions.folder(ws, FIRST_DAY) / "part-0.parquet").unlink()
+    assert collect_day(ws, ws.params(), FIRST_DAY) == first
+    assert partitions.parquet_files(ws, [FIRST_DAY])
+
+
+def test_a_damaged_manifest_is_named_with_what_to_do(ws: Workspace) -> None:
+    collect_day(ws, ws.params(), FIRST_DAY)
+    path = partitions.folder(ws, FIRST_DAY) / "manifest.json"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"manifest\.json is damaged .* collect the day again"):
+        collect_day(ws, ws.params(), FIRST_DAY)
