@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import steps
+from flows import record, steps
 from flows.judge import judge, opponent_of
 from flows.prefect_server import prefect_api
 from flows.stages import end_orphans
@@ -25,7 +25,7 @@ from flows.talk import current
 from hap import durable
 from hap.days import parse_day
 from hap.errors import HapError
-from hap.evaluation.gate import Verdict
+from hap.evaluation.verdict import Verdict
 from hap.params import MODELS
 from hap.registry.versions import read_verdict
 from hap.workspace import Workspace, commit, workspace_lock
@@ -89,7 +89,7 @@ def retrain(root: str, day: str) -> State:
         _side_by_side(_step(steps.evaluate, "evaluate").submit(ws), _step(steps.export, "export").submit(ws))
         with talk.step("register"):
             revision = _step(steps.keep, "keep")(ws, params, judged)
-            version = _step(steps.register, "register")(ws, params, judged, revision)
+            version = _step(record.register, "register")(ws, params, judged, revision)
         with talk.step("gate"):
             verdict = steps.existing_verdict(ws, version, window)
             if verdict is None:

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from flows.talk import current
 from hap.errors import HapError, NotFound
-from hap.evaluation.gate import MEMBERS, Finding, Verdict, decide, gather
+from hap.evaluation.evidence import MEMBERS, Finding, gather
+from hap.evaluation.gate import decide
+from hap.evaluation.verdict import Verdict
 from hap.params import Features, Params
 from hap.registry import versions
 from hap.registry.ledger import open_ledger

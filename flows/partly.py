@@ -13,7 +13,7 @@ from flows.stages import end_orphans
 from flows.talk import Talk, current, talking
 from hap.days import judging_days, parse_day
 from hap.errors import UsageError
-from hap.evaluation.gate import Verdict
+from hap.evaluation.verdict import Verdict
 from hap.params import MODELS
 from hap.registry import versions
 from hap.serving.bundle import Bundle, read_bundle

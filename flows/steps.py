@@ -2,10 +2,6 @@
 
 import contextlib
 import datetime as dt
-import importlib.metadata
-import os
-import platform
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +12,11 @@ import orjson
 
 from flows.stages import dvc, repro
 from flows.talk import current
-from hap import __version__, durable
+from hap import durable
 from hap.days import is_ripe, judging_days, training_window
-from hap.errors import DataError
-from hap.evaluation.gate import Verdict
+from hap.evaluation.verdict import Verdict
 from hap.logs import contract
-from hap.params import KINDS, MODELS, Params
+from hap.params import MODELS, Params
 from hap.project import project_file
 from hap.registry import promotion, versions
 from hap.registry.ledger import open_ledger
@@ -29,7 +24,7 @@ from hap.samples import partitions
 from hap.samples.collect import collect_day
 from hap.serving import runtime
 from hap.serving.client import HapClient
-from hap.training.run import Run, keep_warm_weights, read_run, write_run
+from hap.training.run import Run, keep_warm_weights, write_run
 from hap.workspace import Workspace, commit
 
 
@@ -123,64 +118,6 @@ def keep(ws: Workspace, params: Params, day: dt.date) -> str:
     return revision
 
 
-def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
-    """Log the run to MLflow and make the bundle a version; a bundle that is one already keeps its number."""
-    metrics = orjson.loads((ws.root / "metrics.json").read_bytes())
-    flat = {f"{name}.gauc.{kind}": value for name in MODELS for kind, value in metrics[name]["gauc"].items() if value is not None}
-    facts = {name: orjson.loads((ws.models / name / "model.json").read_bytes()) for name in MODELS}
-    flat |= {f"{name}.{key}": float(facts[name][key]) for name in MODELS for key in ("best_epoch", "dense_parameters", "parameters")}
-    run = read_run(ws)
-    resolved: dict[str, Any] = {"window": list(run.window), **run.params.model_dump(mode="json")}
-    curves, figures = _curves(ws), ws.state / "figures"
-    durable.write_json(figures / "environment.json", environment())
-    files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
-    files["environment.json"] = figures / "environment.json"
-    for name, path in _draw(curves, figures, run.params.loss.name).items():
-        files[f"conflict-{name}.png"] = path
-    by_step = {
-        f"{name}.loss.{term}": [(point["step"], point[term]) for point in curves[name]["steps"]]
-        for name in MODELS
-        for term in (curves[name]["steps"] or [{}])[0]
-        if term != "step"
-    }
-    for name in MODELS:
-        for kind in KINDS:
-            seen = [(one["step"], one["norm"][kind]) for one in curves[name]["conflict"] if kind in one["norm"]]
-            if seen:
-                by_step[f"{name}.gradient_norm.{kind}"] = seen
-    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, flat, files, by_step)
-    return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
-
-
-def environment() -> dict[str, Any]:
-    """What a retrain ran on: machine, Python, and every installed package with its version."""
-    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    return {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": dict(sorted(packages.items())),
-    }
-
-
-def _curves(ws: Workspace) -> dict[str, Any]:
-    """What each training wrote down by step."""
-    return {name: orjson.loads((ws.models / name / "curves.json").read_bytes()) for name in MODELS}
-
-
-def _draw(curves: dict[str, Any], into: Path, loss: str) -> dict[str, Path]:
-    """A picture of each training's conflict, where it was looked at."""
-    from hap.training.conflict import draw_conflict, save_figure
-
-    drawn = {}
-    for name in MODELS:
-        if records := curves[name]["conflict"]:
-            drawn[name] = into / f"conflict-{name}.png"
-            save_figure(draw_conflict(records, f"{name}, {loss}"), drawn[name])
-    return drawn
-
-
 def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | None:
     """The verdict that the version already has on these days, so that a rerun changes nothing."""
     raw = versions.read_verdict(ws, version)
@@ -205,18 +142,6 @@ def promote(ws: Workspace, params: Params, version: int) -> str:
     return str(moved)
 
 
-def code_revision() -> str:
-    """The git revision of hap's checkout, with +dirty where it differs; else the installed version."""
-    top = Path(__file__).resolve().parent.parent
-    if not (top / ".git").exists():
-        try:
-            return f"hap {importlib.metadata.version('hap')}"
-        except importlib.metadata.PackageNotFoundError:
-            return f"hap {__version__}"
-    found = subprocess.run(["git", "-C", str(top), "describe", "--always", "--abbrev=40", "--dirty=+dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or f"hap {__version__}"
-
-
 def unfinished_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.date]:
     """Every ripe logged day that has a whole training window and no verdict yet, oldest first."""
     logged = set(contract.logged_days(ws.logs(params)))
@@ -224,12 +149,6 @@ def unfinished_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.
     ripe = [day for day in sorted(logged) if is_ripe(day, params.collect.label_delay_hours, now) and day.isoformat() not in judged]
     known = logged | set(partitions.collected_days(ws))
     return [day for day in ripe if set(training_window(day, params.train.days, params.gate.days)) <= known]
-
-
-def require_days(days: Sequence[dt.date], what: str) -> None:
-    """Refuse an empty range."""
-    if not days:
-        raise DataError(f"there is no day to {what}")
 
 
 def _named(ws: Workspace, days: Sequence[dt.date]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def gate_run(
     """
     from flows.partly import judge_version
     from flows.talk import Talk, talking
-    from hap.evaluation.gate import verdict_text
+    from hap.evaluation.wording import verdict_text
     from hap.registry.versions import parse_version
 
     ws = find_workspace(root)
@@ -193,7 +193,7 @@ def retrain(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = F
         return
     from flows.daily import retrain_day
     from flows.talk import Talk, talking
-    from hap.evaluation.gate import verdict_text
+    from hap.evaluation.wording import verdict_text
 
     with talking(Talk()) as talk:
         outcome = retrain_day(ws, wanted)

@@ -228,7 +228,8 @@ def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
 
 
 def _show_version(ws: Workspace, what: str, json: bool) -> None:
-    from hap.evaluation.gate import Verdict, verdict_text
+    from hap.evaluation.verdict import Verdict
+    from hap.evaluation.wording import verdict_text
     from hap.registry import versions
 
     version = versions.get(ws, ws.params(), versions.parse_version(what))

@@ -48,10 +48,6 @@ class Summary:
     rows: dict[str, int]
     clicks: int
 
-    @property
-    def clicks_per_request(self) -> float:
-        return self.clicks / self.rows["requests"]
-
 
 def settings_digest(settings: SimulatorSettings = DEFAULTS) -> str:
     """sha256 of the settings' values."""

@@ -18,7 +18,6 @@ from hap.samples.ages import age_hours
 from hap.samples.order_key import with_order_key
 
 SPARE_DRAWS = 16  # drawn beyond 2 * EP, since some draws repeat or hit the request's own candidates
-_CHOSEN = ("request_id", "item_id", "kind", "bucket", "position")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A workspace holds a folder triton/, which torch would take for the module of that name.
 if (Path.cwd() / "hap.toml").exists():
@@ -25,6 +26,9 @@ from hap import durable
 from hap.errors import HapError, UsageError
 from hap.params import MODELS
 from hap.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from hap.training.run import Run
 
 RESTARTS = 3  # of all processes, after one of them died
 
@@ -52,7 +56,7 @@ def _stage(words: list[str]) -> int:
         raise UsageError(f"{' '.join(words)!r} is no stage; write `train light`, `train expressive` or `evaluate`")
     if run.params.train.processes > 1 and "WORLD_SIZE" not in os.environ:
         return _many(run.params.train.processes, words)
-    _train(ws, words[1])
+    _train(ws, run, words[1])
     return 0
 
 
@@ -63,15 +67,13 @@ def _many(processes: int, words: list[str]) -> int:
     return subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False).returncode
 
 
-def _train(ws: Workspace, name: str) -> None:
+def _train(ws: Workspace, run: "Run", name: str) -> None:
     from hap.models.build import save_model
     from hap.training.checkpoint import drop_checkpoints
     from hap.training.feed import window_files
     from hap.training.loop import Place, Progress, pick_device, train
     from hap.training.ranks import open_ranks
-    from hap.training.run import read_run, warm_weights
-
-    run = read_run(ws)
+    from hap.training.run import warm_weights
 
     def report(progress: Progress) -> None:
         if ranks.leads:

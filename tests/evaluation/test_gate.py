@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hap.evaluation.auc import RequestAuc
-from hap.evaluation.gate import MEMBERS, Evidence, Finding, Verdict, decide, gather, guarded, verdict_text
+from hap.evaluation.evidence import MEMBERS, Evidence, Finding, gather, guarded
+from hap.evaluation.gate import decide
+from hap.evaluation.verdict import Verdict
+from hap.evaluation.wording import verdict_text
 from hap.params import NEGATIVES, Gate
 
 RULES = Gate()

@@ -1,0 +1,91 @@
+"""What a retrain leaves in MLflow: resolved parameters, metrics, curves, pictures, the environment, and the bundle as a version."""
+
+import datetime as dt
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from hap import __version__, durable
+from hap.params import KINDS, MODELS, Params
+from hap.registry import versions
+from hap.training.run import read_run
+from hap.workspace import Workspace
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
+    """Log the run to MLflow and make the bundle a version; a bundle that is one already keeps its number."""
+    run, scratch = read_run(ws), ws.state / "figures"
+    resolved: dict[str, Any] = {"window": list(run.window), **run.params.model_dump(mode="json")}
+    written = {name: orjson.loads((ws.models / name / "curves.json").read_bytes()) for name in MODELS}
+    durable.write_json(scratch / "environment.json", environment())
+    files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
+    files |= {"environment.json": scratch / "environment.json", **_pictures(written, scratch, run.params.loss.name)}
+    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws), files, _curves(written))
+    return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
+
+
+def environment() -> dict[str, Any]:
+    """What a retrain ran on: machine, Python, and every installed package with its version."""
+    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def code_revision() -> str:
+    """The git revision of hap's checkout, with +dirty where it differs; else the installed version."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        try:
+            return f"hap {importlib.metadata.version('hap')}"
+        except importlib.metadata.PackageNotFoundError:
+            return f"hap {__version__}"
+    found = subprocess.run(["git", "-C", str(top), "describe", "--always", "--abbrev=40", "--dirty=+dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or f"hap {__version__}"
+
+
+def _metrics(ws: Workspace) -> dict[str, float]:
+    """Held-out GAUC by model and kind, and the figures of each model."""
+    measured = orjson.loads((ws.root / "metrics.json").read_bytes())
+    metrics: dict[str, float] = {}
+    for name in MODELS:
+        facts = orjson.loads((ws.models / name / "model.json").read_bytes())
+        metrics |= {f"{name}.gauc.{kind}": value for kind, value in measured[name]["gauc"].items() if value is not None}
+        metrics |= {f"{name}.{key}": float(facts[key]) for key in ("best_epoch", "dense_parameters", "parameters")}
+    return metrics
+
+
+def _curves(written: dict[str, Any]) -> Curves:
+    """Losses and gradient norms by training step."""
+    curves: Curves = {}
+    for name, curve in written.items():
+        for point in curve["steps"]:
+            for term in point.keys() - {"step"}:
+                curves.setdefault(f"{name}.loss.{term}", []).append((point["step"], point[term]))
+        for seen in curve["conflict"]:
+            for kind in (kind for kind in KINDS if kind in seen["norm"]):
+                curves.setdefault(f"{name}.gradient_norm.{kind}", []).append((seen["step"], seen["norm"][kind]))
+    return curves
+
+
+def _pictures(written: dict[str, Any], into: Path, loss: str) -> dict[str, Path]:
+    """A picture of each training's conflict by the name it gets, where it was looked at."""
+    from hap.training.conflict import draw_conflict, save_figure
+
+    drawn = {}
+    for name, curve in written.items():
+        if records := curve["conflict"]:
+            drawn[f"conflict-{name}.png"] = into / f"conflict-{name}.png"
+            save_figure(draw_conflict(records, f"{name}, {loss}"), drawn[f"conflict-{name}.png"])
+    return drawn

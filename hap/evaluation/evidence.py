@@ -1,0 +1,151 @@
+"""What a verdict rests on: both versions' scores on the judging days as AUC per request, and what is wrong with them."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hap.evaluation.auc import RequestAuc, request_aucs
+from hap.params import NEGATIVES
+
+MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final score
+
+Quantity = tuple[str, str]  # (member, kind)
+
+
+def guarded(expressive_kinds: Sequence[str]) -> tuple[Quantity, ...]:
+    """The one list of what a challenger may not be worse at.
+
+    Light on every kind, since it scores every candidate; expressive on the two hard kinds, which it exists for, and on
+    the others where it was trained on them; the cascade on every kind, since its order is what users see.
+    """
+    expressive = [kind for kind in NEGATIVES if kind in ("EN", "RN") or kind in expressive_kinds]
+    kinds = {"light": NEGATIVES, "expressive": tuple(expressive), "cascade": NEGATIVES}
+    return tuple((member, kind) for member in MEMBERS for kind in kinds[member])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact that alone keeps a version from passing, as a sentence."""
+
+    outcome: Literal["refuse", "undecided"]
+    text: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """Everything a verdict rests on; R requests of the judging days, in one order for both versions."""
+
+    version: int
+    against: int | None  # the champion; None for the first version
+    days: tuple[str, ...]  # judging days, YYYY-MM-DD
+    manifests: tuple[str, ...]  # ids of their samples
+    expressive_kinds: tuple[str, ...]  # what the challenger's expressive model was trained on
+    requests: int  # R
+    clicked_requests: int  # those with at least one positive: only they enter a GAUC
+    positives: int
+    challenger: Mapping[Quantity, RequestAuc]  # each [R]; a quantity that could not be measured is absent
+    champion: Mapping[Quantity, RequestAuc] = field(default_factory=dict)
+    parity_max_abs_diff: float | None = None  # exported graphs against PyTorch; None: not measured
+    cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
+    findings: tuple[Finding, ...] = ()
+
+    def digest(self) -> str:
+        """sha256 of all of it: equal evidence, equal digest."""
+        described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
+        measured = (self.positives, self.parity_max_abs_diff, sorted(self.cost.items()), self.findings)
+        sha = hashlib.sha256(repr((described, measured)).encode())
+        for side in (self.challenger, self.champion):
+            for quantity in sorted(side):
+                sha.update(repr(quantity).encode())
+                sha.update(np.ascontiguousarray(side[quantity].auc).tobytes())
+                sha.update(np.ascontiguousarray(side[quantity].weight).tobytes())
+        return sha.hexdigest()
+
+
+def gather(
+    *,
+    version: int,
+    against: int | None,
+    days: Sequence[str],
+    manifests: Sequence[str],
+    expressive_kinds: Sequence[str],
+    kind: ArrayLike,
+    offsets: ArrayLike,
+    challenger: Mapping[str, ArrayLike],
+    champion: Mapping[str, ArrayLike] | None = None,
+    parity_max_abs_diff: float | None = None,
+    cost: Mapping[str, Any] | None = None,
+    trained_on: Sequence[str] = (),
+    champion_trained_on: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
+) -> Evidence:
+    """Turn scores into evidence; what is wrong with them becomes a finding, never an exception.
+
+    Args:
+        kind: [N] place of each judged row's kind in KINDS.
+        offsets: [R+1] where each request's rows begin and end.
+        challenger: member -> [N] scores of the rows, from the challenger's bundle.
+        champion: the same from the champion's bundle; None where there is none or it cannot be scored.
+        trained_on: days that the challenger was trained or stopped on.
+        champion_trained_on: the same of the champion.
+        findings: what the caller already knows, such as why the champion cannot be scored.
+
+    Raises:
+        DataError: kind and offsets do not describe the same rows.
+    """
+    codes, bounds = np.asarray(kind, dtype=np.int64), np.asarray(offsets, dtype=np.int64)
+    found = list(findings)
+    if shared := sorted(set(days) & set(trained_on)):
+        found.append(Finding("refuse", f"v{version} was trained or stopped on {', '.join(shared)}, which it is judged on"))
+    if shared := sorted(set(days) & set(champion_trained_on)):
+        found.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
+    if len(manifests) < len(days):
+        found.append(Finding("undecided", f"{len(days)} judging days have {len(manifests)} manifests: collect the days first"))
+    ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, found)
+    theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, found) if champion is not None else {}
+    if against is not None and champion is None and not findings:
+        found.append(Finding("undecided", f"v{against} has no scores on these requests, so there is nothing to compare with"))
+    clicks = np.concatenate(([0], np.cumsum(codes == 0)))
+    return Evidence(
+        version=version,
+        against=against,
+        days=tuple(days),
+        manifests=tuple(manifests),
+        expressive_kinds=tuple(expressive_kinds),
+        requests=bounds.size - 1,
+        clicked_requests=int((np.diff(clicks[bounds]) > 0).sum()),
+        positives=int(clicks[-1]),
+        challenger=ours,
+        champion=theirs,
+        parity_max_abs_diff=parity_max_abs_diff,
+        cost=dict(cost or {}),
+        findings=tuple(found),
+    )
+
+
+def _measure(
+    label: str,
+    blame: Literal["refuse", "undecided"],
+    scores: Mapping[str, ArrayLike],
+    kind: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    found: list[Finding],
+) -> dict[Quantity, RequestAuc]:
+    """AUC per request of each member; scores that cannot be judged go to `found` with the outcome `blame`."""
+    measured: dict[Quantity, RequestAuc] = {}
+    for member in MEMBERS:
+        if member not in scores:
+            found.append(Finding("undecided", f"{member}: {label} has no scores"))
+            continue
+        values = np.asarray(scores[member], dtype=np.float64).ravel()
+        if values.size != kind.size:
+            found.append(Finding(blame, f"{member}: {label} gave {values.size:,} scores for {kind.size:,} rows"))
+        elif bad := int((~np.isfinite(values)).sum()):
+            found.append(Finding(blame, f"{member}: {bad:,} of {values.size:,} scores of {label} are NaN or infinite"))
+        else:
+            measured |= {(member, name): auc for name, auc in request_aucs(values, kind, offsets).items()}
+    return measured

@@ -1,0 +1,91 @@
+"""A verdict in words: the sentences that carry it, and all of it on one screen."""
+
+from collections.abc import Sequence
+
+from hap.evaluation.evidence import MEMBERS, Evidence, Finding
+from hap.evaluation.verdict import Outcome, Rule, Verdict
+from hap.params import NEGATIVES, Gate
+
+SHOWN_REASONS = 8  # on one screen; verdict.json has them all
+
+
+def reasons(verdict: Outcome, evidence: Evidence, rules: Gate, findings: Sequence[Finding], judged: Sequence[Rule]) -> list[str]:
+    """Sentences, the ones that carry the verdict and no others."""
+    said = [finding.text for finding in findings if finding.outcome == verdict]
+    said += [
+        _sentence(rule, verdict, rules) for rule in judged if rule.outcome == verdict and rule.p_value is not None and verdict != "pass"
+    ]
+    if evidence.against is None:
+        said.append("first version: there is no champion to compare with, so only floors were judged")
+    if verdict == "pass":
+        said.insert(0, _pass_sentence(evidence, judged, rules))
+    return said
+
+
+def _sentence(rule: Rule, verdict: Outcome, rules: Gate) -> str:
+    member, kind, sort = rule.name.split(".")
+    value, lower, upper = rule.value or 0.0, rule.lower or 0.0, rule.upper or 0.0
+    if sort == "floor":
+        level = f"{member}: GAUC on {kind} is {_number(value)} [{_number(lower)}, {_number(upper)}]"
+        return f"{level}, {'below' if verdict == 'refuse' else 'too uncertain against'} the floor {_number(rule.bound)}"
+    if verdict == "refuse":
+        loss = f"fell by {_number(-value)} [{_number(-upper)}, {_number(-lower)}]"
+        return f"{member}: GAUC on {kind} {loss}, more than the margin {_number(rules.margin)}"
+    change = f"changed by {value:+.3f} [{lower:+.3f}, {upper:+.3f}]".replace("0.", ".")
+    return f"{member}: GAUC on {kind} {change}, which neither shows nor excludes a loss of more than {_number(rules.margin)}"
+
+
+def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> str:
+    """What was passed, and the rule that came closest to its limit."""
+    sort = "floor" if evidence.against is None else "regression"
+    closest = min((rule for rule in judged if rule.name.endswith(sort)), key=lambda rule: (rule.lower or 0.0) - rule.bound)
+    member, kind, _ = closest.name.split(".")
+    lower = closest.lower or 0.0
+    if evidence.against is None:
+        count = f"all {len(judged)} GAUC lie above their floors"
+        return f"{count}; closest is {member} on {kind}, at least {_number(lower)} against {_number(closest.bound)}"
+    count = f"no worse than v{evidence.against} on all {len(judged) // 2} guarded GAUC, and above every floor"
+    worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"
+    return f"{count}; closest is {member} on {kind}: {worst}, with {_number(rules.margin)} allowed"
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict on one screen, for a person."""
+    compared = "the first version, floors only" if verdict.against is None else f"against v{verdict.against}"
+    days = verdict.days[0] if len(verdict.days) == 1 else f"{verdict.days[0]} to {verdict.days[-1]}" if verdict.days else "no day"
+    lines = [
+        f"v{verdict.version}: {verdict.verdict.upper()} ({compared})",
+        f"judged on {days}: {verdict.requests:,} requests, {verdict.positives:,} positives",
+        *[f"  - {reason}" for reason in verdict.reasons[:SHOWN_REASONS]],
+    ]
+    if (more := len(verdict.reasons) - SHOWN_REASONS) > 0:
+        lines.append(f"  - and {more} more in verdict.json")
+    if verdict.needs_requests is not None:
+        lines.append(f"  - about {float(f'{verdict.needs_requests:.2g}'):,.0f} requests would decide, if the values stay as they are")
+    lines += ["", "GAUC         " + "".join(f"{kind:<26}" for kind in NEGATIVES).rstrip()]
+    rules = {rule.name: rule for rule in verdict.rules}
+    for member in MEMBERS:
+        cells = [
+            _cell(verdict.gauc[member][kind], rules.get(f"{member}.{kind}.regression"), rules.get(f"{member}.{kind}.floor"))
+            for kind in NEGATIVES
+        ]
+        lines.append(f"{member:<13}" + "".join(f"{cell:<26}" for cell in cells).rstrip())
+    lines.append(f"each cell: GAUC and its change against the champion, each bound at {1 - verdict.alpha:.0%}; ! refused, ? undecided")
+    if verdict.parity_max_abs_diff is not None:
+        lines.append(f"parity: {verdict.parity_max_abs_diff:.2g} at most between the exported graphs and PyTorch")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, regression: Rule | None, floor: Rule | None) -> str:
+    outcomes = {rule.outcome for rule in (regression, floor) if rule}
+    mark = "!" if "refuse" in outcomes else "?" if "undecided" in outcomes else ""
+    text = "-" if value is None else _number(value)
+    if regression and regression.value is not None and regression.lower is not None and regression.upper is not None:
+        change = f"{regression.value:+.3f} [{regression.lower:+.3f},{regression.upper:+.3f}]"
+        text += " " + change.replace("0.", ".")
+    return text + mark
+
+
+def _number(value: float) -> str:
+    """Three decimals without the leading zero, as GAUC is read: .031"""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
