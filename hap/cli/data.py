@@ -67,7 +67,7 @@ def simulate(
     """
     from flows.talk import Talk
     from hap.logs import contract
-    from hap.logs.faults import named, parse
+    from hap.logs.faults import asked, parse
     from hap.logs.simulator import SETTINGS
     from hap.logs.simulator import simulate as write_logs
 
@@ -77,10 +77,10 @@ def simulate(
         raise UsageError(f"--setting {setting}: there is no such world; choose one of {', '.join(SETTINGS)}")
     faults: list[str] = fault or []
     sizes: Sequence[float | None] = fault_size or [None] * len(faults)
-    for text in faults:
-        named(text)  # a wrong name is told before a workspace is made
     if len(sizes) != len(faults):
         raise UsageError(f"{len(sizes)} --fault-size for {len(faults)} --fault; give one for each fault in their order, or none at all")
+    for text, size in zip(faults, sizes, strict=True):
+        asked(text, size)  # what is wrong with them is told before a workspace is made
     since = day_of(fault_from) if fault_from else last
     if not first <= since <= last:
         raise UsageError(f"--fault-from {since} is not among the days simulated, {first} to {last}")

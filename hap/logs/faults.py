@@ -64,12 +64,8 @@ def parse(text: str, from_day: dt.date, size: float | None, seed: int, features:
     Raises:
         UsageError: no such fault or detail, a size out of range, or params.yaml declares nothing that it could hit.
     """
-    name, detail = named(text)
+    name, detail, size = asked(text, size)
     kind = _KINDS[name]
-    size = kind.size if size is None else size
-    limit = 100.0 if name == "shifted-prices" else 1.0
-    if not 0 < size <= limit:
-        raise UsageError(f"--fault-size {size:g} for {name}: it is {kind.meaning}, above 0 and at most {limit:g}")
     if kind.needs and kind.needs not in {feature.name for feature in features.item}:
         raise UsageError(f"--fault {text} changes the item feature {kind.needs}, which `features` in params.yaml does not declare")
     if name == "broken-feature":
@@ -79,11 +75,11 @@ def parse(text: str, from_day: dt.date, size: float | None, seed: int, features:
     return Fault(name, from_day, size, detail or None, seed)
 
 
-def named(text: str) -> tuple[str, str]:
-    """Name and detail ("" if none) of a fault as asked for.
+def asked(text: str, size: float | None) -> tuple[str, str, float]:
+    """Name, detail ("" if none) and size of a fault as asked for; needs no workspace.
 
     Raises:
-        UsageError: there is no such fault or detail.
+        UsageError: there is no such fault or detail, or the size is out of range.
     """
     name, _, detail = text.partition(":")
     if name not in _KINDS:
@@ -92,7 +88,12 @@ def named(text: str) -> tuple[str, str]:
         raise UsageError(f"--fault {text}: there is no such fault; {hint}")
     if (detail and name != "broken-feature") or (detail and detail not in BREAKS):
         raise UsageError(f"--fault {text}: only broken-feature takes a detail, one of {', '.join(BREAKS)}, as in broken-feature:zero")
-    return name, detail
+    kind = _KINDS[name]
+    size = kind.size if size is None else size
+    limit = 100.0 if name == "shifted-prices" else 1.0
+    if not 0 < size <= limit:
+        raise UsageError(f"--fault-size {size:g} for {name}: it is {kind.meaning}, above 0 and at most {limit:g}")
+    return name, detail, size
 
 
 def broken_column(features: Features) -> Feature:

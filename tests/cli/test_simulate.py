@@ -43,6 +43,7 @@ def test_faults_begin_on_the_last_day_unless_told_otherwise(monkeypatch: pytest.
     [
         (["--fault", "clickoutage"], "did you mean click-outage?"),
         (["--fault", "late-logs", "--fault-size", "0.1", "--fault-size", "0.2"], "2 --fault-size for 1 --fault"),
+        (["--fault", "new-category", "--fault-size", "7"], "--fault-size 7 for new-category"),
         (["--fault", "late-logs", "--fault-from", "2026-02-01"], "not among the days simulated, 2026-01-01 to 2026-01-02"),
         (["--setting", "noise"], "choose one of default, single-interest"),
     ],

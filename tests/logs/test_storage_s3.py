@@ -15,8 +15,6 @@ from hap.samples.replay import logged_requests
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
 
-pytest.importorskip("s3fs", reason="pip install 'hap[s3]'")
-
 NEXT_DAY = FIRST_DAY + dt.timedelta(days=1)
 
 

@@ -1,7 +1,6 @@
 """Collection against a slow reference, and the promises of a closed day."""
 
 import datetime as dt
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,14 +16,6 @@ from hap.samples.collect import collect_day
 from hap.samples.order_key import order_key
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
-
-
-@pytest.fixture
-def ws(logged_workspace: Workspace, tmp_path: Path) -> Workspace:
-    """A workspace of its own over the shared logs."""
-    copy = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
-    return copy
 
 
 def changed(params: Params, **collect: object) -> Params:

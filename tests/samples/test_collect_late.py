@@ -26,19 +26,6 @@ NEXT_DAY = FIRST_DAY + dt.timedelta(days=1)
 AS_OF = default_as_of(FIRST_DAY, 2)
 
 
-@pytest.fixture
-def ws(logged_workspace: Workspace, tmp_path: Path) -> Workspace:
-    """A workspace of its own over the shared logs."""
-    copy = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
-    return copy
-
-
-@pytest.fixture
-def logs(ws: Workspace) -> Path:
-    return Path(ws.logs(ws.params()))
-
-
 def own_feedback(logs: Path, day: dt.date) -> pa.Table:
     """One partition's feedback on requests of the first day."""
     rows = read(logs, "feedback", day)

@@ -1,7 +1,6 @@
 """Bad rows set aside: what falls with them, the share limit, and what a day without bad rows must not notice."""
 
 import datetime as dt
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,19 +19,6 @@ from hap.samples.collect import collect_day
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
 from tests.logs.bad_files import change, part, put, read
-
-
-@pytest.fixture
-def ws(logged_workspace: Workspace, tmp_path: Path) -> Workspace:
-    """A workspace of its own over the shared logs."""
-    copy = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
-    return copy
-
-
-@pytest.fixture
-def logs(ws: Workspace) -> Path:
-    return Path(ws.logs(ws.params()))
 
 
 def lenient(ws: Workspace, share: float = 0.5, complete: bool = True) -> Params:

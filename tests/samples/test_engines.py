@@ -85,8 +85,8 @@ def test_what_a_killed_process_spilled_is_removed_and_a_running_one_keeps_its_ow
     assert kept == [f"hap-spill-{os.getpid()}-abc"]
 
 
+@pytest.mark.long  # pyspark comes with `make test-long`
 def test_spark_without_java_is_told_in_one_line(default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyspark", reason="pip install 'hap[spark]'")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(ConfigError, match=r"no Java.*PATH.*--engine duckdb") as refusal:
@@ -104,7 +104,6 @@ def test_spark_without_pyspark_names_the_extra(default_params: Params, tmp_path:
 @pytest.mark.long
 @pytest.mark.filterwarnings("default")  # pyspark's own
 def test_spark_on_two_threads_gives_what_duckdb_gives(default_params: Params, logged_workspace: Workspace, tmp_path: Path) -> None:
-    pytest.importorskip("pyspark", reason="pip install 'hap[spark]'")
     cases: list[tuple[Params, dict[str, list[str]]]] = [(default_params, simulated(logged_workspace))]
     for number, windows in enumerate([{"rank": WINDOW, "prerank": SHARES}, {"rank": SHARES, "prerank": WINDOW | {"count": None}}]):
         params = changed(default_params, **windows, requests_without_positive=["keep", "drop"][number])
@@ -124,7 +123,6 @@ def test_spark_on_two_threads_gives_what_duckdb_gives(default_params: Params, lo
 
 @pytest.mark.long
 def test_the_command_writes_the_same_samples_with_either_engine(logged_workspace: Workspace, tmp_path: Path) -> None:
-    pytest.importorskip("pyspark", reason="pip install 'hap[spark]'")
     root = tmp_path / "ws"
     root.mkdir()
     for name in ("hap.toml", "params.yaml"):
