@@ -97,6 +97,7 @@ class Logs(Strict):
     positive: str = Field(default="click", description="the feedback column that makes an exposure positive")
     quarantine: bool = Field(default=False, description="whether rows that break the contract are set aside instead of refusing the day")
     max_bad_share: float = Field(default=0.01, ge=0, lt=1, description="quarantine: largest share of a table's rows that may be set aside")
+    max_unknown_share: float = Field(default=0.01, ge=0, le=1, description="largest share of samples whose item the day's catalogue lacks")
 
 
 class Window(Strict):

@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,7 +65,10 @@ def simulate(
 
     Example: hapctl simulate --root ~/try --days 4 --requests-per-day 5000 --fault click-outage
     """
+    import orjson
+
     from flows.talk import Talk
+    from hap import durable
     from hap.logs import contract
     from hap.logs.faults import asked, parse
     from hap.logs.simulator import SETTINGS
@@ -93,14 +96,22 @@ def simulate(
     types = SETTINGS[setting].content_types
     wrong = [parse(text, since, size, seed, params.features, types) for text, size in zip(faults, sizes, strict=True)]
     with workspace_lock(ws, "simulate", dt.datetime.now(dt.UTC)):
-        logs = ws.logs(params)
-        if taken := [day for day in contract.logged_days(logs) if first <= day < first + dt.timedelta(days=days)]:
+        logs, begun = ws.logs(params), ws.state / "simulate.json"
+        asked_for = {
+            "from": str(first), "days": days, "requests": requests_per_day, "seed": seed, "setting": setting, "faults": faults,
+            "sizes": list(sizes), "since": str(since),
+        }  # fmt: skip
+        killed = orjson.loads(begun.read_bytes()) if begun.exists() else None
+        taken = [day for day in contract.logged_days(logs) if first <= day <= last]
+        if taken and killed != asked_for:  # what was killed is written again, the same bytes
             raise UsageError(f"{logs} holds logs of {taken[0]} already; simulate other days, or into another workspace")
+        durable.write_json(begun, asked_for)
         with talk.step("simulate"):
             written = write_logs(
                 logs, first, days, requests_per_day, seed, params.features, settings=SETTINGS[setting], wrong=wrong,
                 progress=lambda done, of: talk.bar("simulate", done / of, f"{done:,} of {of:,} requests"),
             )  # fmt: skip
+        begun.unlink()
     typer.echo(f"{written.days[0]} to {written.days[-1]}: " + ", ".join(f"{count:,} {name}" for name, count in written.rows.items()))
 
 
@@ -132,11 +143,14 @@ def import_recflow(
 def collect(
     day: Day,
     root: Root = None,
-    reopen: Annotated[bool, typer.Option("--reopen", help="Collect a closed day anew, under a new manifest id.")] = False,
+    reopen: Annotated[
+        bool, typer.Option("--reopen", help="Collect a closed day anew; under a new manifest id if a sample differs.")
+    ] = False,
     as_of: Annotated[
         str | None,
         typer.Option(
-            help="Count what was ingested up to here (ISO 8601 UTC); else the day's end plus the label delay.", show_default=False
+            help="Use what was ingested up to here (ISO 8601 UTC), clicks no longer than the label delay; else the day's end plus that.",
+            show_default=False,
         ),
     ] = None,
     quarantine: Annotated[
@@ -177,9 +191,12 @@ def collect(
         except contract.BrokenRows:
             if not (params.logs.quarantine if quarantine is None else quarantine):
                 raise
-            typer.echo(f"{wanted}: would set aside {_quarantined(would_set_aside(logs, params))}, and collect the rest")
+            aside = would_set_aside(logs, params)
+            said = f"{wanted}: would set aside {_quarantined(aside)}, and collect the rest"
+            answer({"day": wanted, "sound": False, "would_set_aside": aside}, said, json)
             return
-        typer.echo(f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them")
+        said = f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them"
+        answer({"day": wanted, "sound": True, "rows": tally.rows}, said, json)
         return
     with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
         manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen, set_aside=quarantine)
@@ -189,7 +206,13 @@ def collect(
             f"`hapctl collect --day {wanted} --reopen` takes in the {found.by_as_of:,} that were ingested by {manifest.as_of}",
             err=True,
         )
-    answer(manifest.to_json(), _manifest_text(ws, manifest.to_json()), json)
+    if absent := [label for label, state in manifest.labels.items() if state == contract.ABSENT]:
+        typer.echo(
+            f"{wanted} was collected without feedback of {', '.join(absent)}: clicks told after midnight are missing until it is there "
+            f"and `hapctl collect --day {wanted} --reopen` takes it in",
+            err=True,
+        )
+    answer(manifest.to_json(), _manifest_text(manifest.to_json()), json)
 
 
 def show(
@@ -219,7 +242,7 @@ def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
     since = late.find(ws, day)
     value = {**manifest, "late_since": since.rows if since else {}, "trained": trained, "judged": judged}
     lines = [
-        _manifest_text(ws, manifest),
+        _manifest_text(manifest),
         f"late since      {_counts(since.rows) if since else 'none'}",
         f"trained on it   {', '.join(trained) or 'none'}",
         f"judged by it    {', '.join(judged) or 'none'}",
@@ -242,26 +265,37 @@ def _show_version(ws: Workspace, what: str, json: bool) -> None:
     answer({**version.as_json(), "verdict": raw}, "\n".join(lines), json)
 
 
-def _manifest_text(ws: Workspace, manifest: dict) -> str:  # type: ignore[type-arg]
+def _manifest_text(manifest: dict[str, Any]) -> str:
     kinds = table(["kind", "rows"], [[kind, f"{manifest['rows_by_kind'][kind]:,}"] for kind in KINDS])
     buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
         f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}\n"
-        f"watermark       {manifest['watermark']}\nlate rows       {_counts(manifest['late'])}\n"
+        f"watermark       {manifest['watermark']}\n"
+        f"labels          {', '.join(f'{label} {state}' for label, state in manifest['labels'].items())}\n"
+        f"late rows       {_counts(manifest['late'])}\n"
+        f"torn requests   {manifest['requests_torn']:,} left out, since candidates of theirs were late\n"
+        f"unknown items   {manifest['items_unknown']:,} samples of items that the day's catalogue lacks\n"
         f"quarantined     {_quarantined(manifest['quarantined'])}\n"
         f"unmatched       {manifest['feedback_unmatched']:,} feedback rows of requests that no day near has"
     )
 
 
 def _counts(rows: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in rows.items()) or "none"
+    from hap.logs.schema import TABLES
+
+    return ", ".join(f"{name} {rows[name]:,}" for name in TABLES if name in rows) or "none"
 
 
 def _quarantined(aside: dict[str, dict[str, int]]) -> str:
     """Rows set aside by table, with the rule that most of them broke."""
+    from hap.logs.schema import TABLES
+
     said = []
-    for name, rules in aside.items():
+    for name in TABLES:
+        if name not in aside:
+            continue
+        rules = aside[name]
         worst = max(sorted(rules), key=lambda rule: rules[rule])
         said.append(f"{name} {sum(rules.values()):,} (mostly: {worst})")
     return "; ".join(said) or "none"

@@ -5,8 +5,9 @@ request) is one aggregation by request, and uniqueness is proved run by run (see
 builds a table of all candidates.
 """
 
+import contextlib
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hap.days import day_range, feedback_days
+from hap.days import day_range, feedback_days, labels_until
 from hap.errors import DataError
 from hap.logs.rules import Rule, row_rules
 from hap.logs.schema import KEYS, STAGES, TABLES, file_schema
 from hap.logs.sql import connect, query, quoted, scan, text, unreadable
-from hap.logs.storage import has_day, open_file, read_paths
+from hap.logs.storage import has_day, open_file, read_paths, unfinished_paths
 from hap.logs.unique import pairs_are_unique
 from hap.params import Params
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 NEXT = "nothing was changed; mend the day and run this again, or set such rows aside with `hapctl collect --quarantine`"
+FINISHED, UNFINISHED, ABSENT = "finished", "unfinished", "absent"
 _EPOCH, _ALWAYS = dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(9000, 1, 1, tzinfo=dt.UTC)
 _BITMAP_BYTES = 64 << 20  # what the bitmaps of positions may take in memory
 
@@ -38,34 +40,41 @@ class BrokenRows(DataError):
 
 @dataclass(frozen=True)
 class DayLogs:
-    """The files that collecting a day reads, by table and partition; feedback spans the label window."""
+    """The files that collecting a day reads, by table and partition; feedback spans the label window.
+
+    `labels` says of each of its partitions whether it is finished, unfinished or absent.
+    """
 
     root: str
     day: dt.date
     files: Mapping[str, Mapping[dt.date, Sequence[str]]]
+    labels: Mapping[dt.date, str]
 
     def paths(self, table: str) -> list[str]:
         """Every file of one table."""
         return [path for paths in self.files[table].values() for path in paths]
 
-    @property
-    def label_days(self) -> list[dt.date]:
-        """The partitions of feedback that are there."""
-        return list(self.files["feedback"])
-
 
 @dataclass(frozen=True)
 class Tally:
-    """What a check counted on the way. `late` are rows ingested after as_of, `watermark` is the last ingest_time up to it."""
+    """What a check counted on the way.
+
+    `late` are rows ingested after as_of (feedback: after the label window), `watermark` is the last ingest_time up to it,
+    and `requests_torn` are requests in time of which some candidates are late.
+    """
 
     rows: dict[str, int]
     late: dict[str, int]
     watermark: dt.datetime | None
+    requests_torn: int
     feedback_unmatched: int
 
 
 def day_logs(root: str, day: dt.date, label_delay_hours: float) -> DayLogs:
     """Find the files of a day.
+
+    Its own feedback has to be finished: nearly every click of the day lies in it. Of a later partition the first hours
+    are read, and it goes on filling for the rest of its day: it is read as it stands.
 
     Raises:
         DataError: a table has no logs for the day.
@@ -73,10 +82,15 @@ def day_logs(root: str, day: dt.date, label_delay_hours: float) -> DayLogs:
     files: dict[str, dict[dt.date, Sequence[str]]] = {
         name: {day: read_paths(root, name, day)} for name in ("requests", "candidates", "items")
     }
-    # The day's own feedback has to be there: nearly every click of the day lies in it. A later partition may not be finished yet.
-    labels = [label for label in feedback_days(day, label_delay_hours) if label == day or has_day(root, "feedback", label)]
-    files["feedback"] = {label: read_paths(root, "feedback", label) for label in labels}
-    return DayLogs(root, day, files)
+    found = {day: read_paths(root, "feedback", day)}
+    labels = {day: FINISHED}
+    for later in feedback_days(day, label_delay_hours)[1:]:
+        finished = has_day(root, "feedback", later)
+        paths = read_paths(root, "feedback", later) if finished else unfinished_paths(root, "feedback", later)
+        labels[later] = FINISHED if finished else UNFINISHED if paths else ABSENT
+        if paths:
+            found[later] = paths
+    return DayLogs(root, day, {**files, "feedback": found}, labels)
 
 
 def check_day(logs_root: str | Path, table: str, day: dt.date, params: Params) -> int:
@@ -87,7 +101,8 @@ def check_day(logs_root: str | Path, table: str, day: dt.date, params: Params) -
     """
     paths = read_paths(logs_root, table, day)
     with connect(params) as con:
-        rows = _check_table(con, table, day, paths, params, _ALWAYS)[0]
+        rows = _check_partition(con, table, day, paths, params, _ALWAYS)[0]
+        _check_keys(con, table, paths)
         if table == "candidates":
             _check_requests(con, paths, read_paths(logs_root, "requests", day), params)
     return rows
@@ -102,31 +117,56 @@ def check_logs(logs: DayLogs, params: Params, as_of: dt.datetime, spill: Path | 
     """
     rows, late = dict.fromkeys(TABLES, 0), dict.fromkeys(TABLES, 0)
     marks: list[dt.datetime] = []
+    limits = ingest_limits(logs.day, params, as_of)
     with connect(params, spill) as con:
         for table, partitions in logs.files.items():
             for day, paths in partitions.items():
-                found, after, mark = _check_table(con, table, day, paths, params, as_of)
+                with _growing(table == "feedback" and logs.labels[day] == UNFINISHED) as grows:
+                    found, after, mark = _check_partition(con, table, day, paths, params, limits[table], may_be_empty=grows)
                 rows[table] += found
                 late[table] += after
                 marks += [mark] if mark else []
+            _check_keys(con, table, logs.paths(table))
         _check_requests(con, logs.paths("candidates"), logs.paths("requests"), params)
         _check_exposed(con, logs)
-        unmatched = _unmatched_feedback(con, logs, params, as_of)
-    return Tally(rows, late, max(marks, default=None), unmatched)
+        torn = _torn(con, logs, as_of) if late["candidates"] and params.logs.complete else 0
+        unmatched = _unmatched_feedback(con, logs, params, limits["feedback"])
+    return Tally(rows, late, max(marks, default=None), torn, unmatched)
 
 
-def _check_table(
-    con: "duckdb.DuckDBPyConnection", table: str, day: dt.date, paths: Sequence[str], params: Params, as_of: dt.datetime
+@contextlib.contextmanager
+def _growing(grows: bool) -> Iterator[bool]:
+    """Say of what is wrong with a partition that it is still being written, if it is."""
+    try:
+        yield grows
+    except DataError as error:
+        if not grows:
+            raise
+        raise type(error)(f"{error} (its partition has no _SUCCESS yet: a file there may be half written)") from None
+
+
+def ingest_limits(day: dt.date, params: Params, as_of: dt.datetime) -> dict[str, dt.datetime]:
+    """Up to when rows of each table had to be ingested to count for the day."""
+    return dict.fromkeys(TABLES, as_of) | {"feedback": labels_until(day, params.collect.label_delay_hours, as_of)}
+
+
+def _check_partition(
+    con: "duckdb.DuckDBPyConnection",
+    table: str,
+    day: dt.date,
+    paths: Sequence[str],
+    params: Params,
+    as_of: dt.datetime,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[int, int, dt.datetime | None]:
     """Rows, rows ingested after `as_of`, and the last ingest_time up to it."""
     schema = check_columns(table, paths, params)
     rules = row_rules(table, schema, day, params)
     counted = [_check_rows(con, path, table, rules, as_of) for path in paths]
     rows = sum(found for found, _, _ in counted)
-    if not rows:
+    if not rows and not may_be_empty:
         raise DataError(f"{paths[0]}: empty day: {table} of {day} has 0 rows in {len(paths)} file(s); write the day again")
-    if table != "candidates" or not pairs_are_unique(paths):
-        _check_unique(con, paths, KEYS[table])
     return rows, sum(after for _, after, _ in counted), max((mark for _, _, mark in counted if mark), default=None)
 
 
@@ -205,7 +245,11 @@ def _check_rows(
     raise BrokenRows(f"{path}: {rule.name}: {count} of {rows} rows; {listed}{more}; {NEXT}")
 
 
-def _check_unique(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], key: tuple[str, ...]) -> None:
+def _check_keys(con: "duckdb.DuckDBPyConnection", table: str, paths: Sequence[str]) -> None:
+    """No key stands twice, in whatever files and partitions."""
+    if table == "candidates" and pairs_are_unique(paths):
+        return
+    key = KEYS[table]
     columns = ", ".join(key)
     repeats = f"SELECT {columns}, count(*) AS times FROM {scan(paths)} GROUP BY {columns} HAVING times > 1"
     count, surplus = query(con, paths[0], f"SELECT count(*), sum(times - 1) FROM ({repeats})")[0]
@@ -314,11 +358,21 @@ def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs) -> None:
         raise BrokenRows(f"{bad[0][0]}: feedback on an item never exposed: {bad[0][4]} rows; {listed}; {NEXT}")
 
 
-def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, as_of: dt.datetime) -> int:
-    """Feedback ingested by `as_of` whose request is in none of the logged days that could hold it."""
+def _torn(con: "duckdb.DuckDBPyConnection", logs: DayLogs, as_of: dt.datetime) -> int:
+    """Requests ingested by `as_of` of which some candidates were not."""
+    limit = f"TIMESTAMPTZ {text(str(as_of))}"
+    sql = (
+        f"SELECT count(*) FROM {scan(logs.paths('requests'))} WHERE ingest_time <= {limit} "
+        f"AND request_id IN (SELECT request_id FROM {scan(logs.paths('candidates'))} WHERE ingest_time > {limit})"
+    )
+    return int(query(con, logs.paths("candidates")[0], sql)[0][0])
+
+
+def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, until: dt.datetime) -> int:
+    """Feedback ingested by `until` whose request is in none of the logged days that could hold it."""
     reach = feedback_days(logs.day, params.collect.label_delay_hours)[-1] - logs.day
     con.execute("CREATE OR REPLACE TEMP TABLE known (day DATE, request_id BIGINT)")
-    for day in day_range(logs.label_days[0] - reach, logs.label_days[-1]):
+    for day in day_range(logs.day - reach, max(logs.files["feedback"])):
         if not has_day(logs.root, "requests", day):
             continue
         try:
@@ -332,7 +386,7 @@ def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params:
         known = f"SELECT request_id FROM known WHERE day BETWEEN DATE '{day - reach}' AND DATE '{day}'"
         sql = (
             f"SELECT count(*) FROM {scan(paths)} f ANTI JOIN ({known}) k ON f.request_id = k.request_id "
-            f"WHERE f.ingest_time <= TIMESTAMPTZ {text(str(as_of))}"
+            f"WHERE f.ingest_time <= TIMESTAMPTZ {text(str(until))}"
         )
         unmatched += query(con, paths[0], sql)[0][0]
     return unmatched

@@ -4,7 +4,6 @@ What falls with a bad row: a bad request takes its candidates and feedback along
 candidate, or a gap or repeat of positions, takes its whole request; a key that stands twice loses all its rows.
 """
 
-import datetime as dt
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from hap.errors import DataError
 from hap.logs.check import DayLogs, check_columns, gather_faulty
 from hap.logs.rules import row_rules
 from hap.logs.schema import KEYS, TABLES
-from hap.logs.side import remove_side, side_schema, write_side
+from hap.logs.side import side_schema, write_side
 from hap.logs.sql import connect, file_errors, query, scan, stream, text
 from hap.logs.storage import ROW_GROUP_ROWS
 from hap.params import Params
@@ -84,14 +83,13 @@ def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple
         files = dict(logs.files)
         for table in TABLES:
             if table not in bad:
-                remove_side(root, table, logs.day)
                 continue
             paths = logs.paths(table)
             columns = check_columns(table, paths, params)
             schema = side_schema(columns, "rule", "file")
             write_side(root, table, logs.day, schema, _rows_aside(con, table, paths, columns.names))
             files[table] = {day: [_clean_copy(con, table, path, scratch) for path in found] for day, found in logs.files[table].items()}
-    return DayLogs(logs.root, logs.day, files), bad
+    return DayLogs(logs.root, logs.day, files, logs.labels), bad
 
 
 def would_set_aside(logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
@@ -100,19 +98,13 @@ def would_set_aside(logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
         return find_bad(con, logs, params)
 
 
-def clear(root: Path, day: dt.date) -> None:
-    """Take the day's quarantined rows away."""
-    for table in TABLES:
-        remove_side(root, table, day)
-
-
 def file_name(path: str) -> str:
     """A log file's name that is the same wherever the logs lie: TABLE/day=.../FILE."""
     return "/".join(Path(path).parts[-3:])
 
 
 def _own_rules(con: "duckdb.DuckDBPyConnection", logs: DayLogs, table: str, params: Params, rows: int) -> None:
-    """Make the table `own_TABLE`: rows that break a rule by themselves, and rows whose key stands twice in its partition."""
+    """Make the table `own_TABLE`: rows that break a rule by themselves, and rows whose key stands twice."""
     con.execute(f"CREATE OR REPLACE TEMP TABLE own_{table} (filename VARCHAR, file_row_number BIGINT, rule VARCHAR)")
     for day, paths in logs.files[table].items():
         schema = check_columns(table, paths, params)
@@ -121,18 +113,18 @@ def _own_rules(con: "duckdb.DuckDBPyConnection", logs: DayLogs, table: str, para
         counts = query(con, paths[0], f"SELECT rule, count(*) FROM ({broken}) WHERE rule IS NOT NULL GROUP BY rule")
         _within_share(table, dict(counts), rows, params)  # before they are written down: all may be bad
         query(con, paths[0], f"INSERT INTO own_{table} SELECT * FROM ({broken}) WHERE rule IS NOT NULL")
-        key = ", ".join(KEYS[table])
-        keyed = " AND ".join(f"{name} IS NOT NULL" for name in KEYS[table])
-        twice = f"SELECT {key}, count(*) AS times FROM {scan(paths)} WHERE {keyed} GROUP BY {key} HAVING times > 1"
-        query(con, paths[0], f"CREATE OR REPLACE TEMP TABLE twice AS {twice}")
-        rule = f"duplicate ({key})"
-        repeats = int(con.execute("SELECT coalesce(sum(times), 0) FROM twice").fetchall()[0][0])
-        _within_share(table, {rule: repeats}, rows, params)
-        query(
-            con, paths[0],
-            f"INSERT INTO own_{table} SELECT filename, file_row_number, {text(rule)} FROM {scan(paths, located=True)} "
-            f"SEMI JOIN twice USING ({key}) ANTI JOIN own_{table} o USING (filename, file_row_number)",
-        )  # fmt: skip
+    paths, key = logs.paths(table), ", ".join(KEYS[table])
+    keyed = " AND ".join(f"{name} IS NOT NULL" for name in KEYS[table])
+    twice = f"SELECT {key}, count(*) AS times FROM {scan(paths)} WHERE {keyed} GROUP BY {key} HAVING times > 1"
+    query(con, paths[0], f"CREATE OR REPLACE TEMP TABLE twice AS {twice}")
+    rule = f"duplicate ({key})"
+    repeats = int(con.execute("SELECT coalesce(sum(times), 0) FROM twice").fetchall()[0][0])
+    _within_share(table, {rule: repeats}, rows, params)
+    query(
+        con, paths[0],
+        f"INSERT INTO own_{table} SELECT filename, file_row_number, {text(rule)} FROM {scan(paths, located=True)} "
+        f"SEMI JOIN twice USING ({key}) ANTI JOIN own_{table} o USING (filename, file_row_number)",
+    )  # fmt: skip
 
 
 def _lost_requests(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) -> None:

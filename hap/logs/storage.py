@@ -111,6 +111,15 @@ def read_paths(logs_root: str | Path, table: str, day: dt.date) -> list[str]:
     return paths
 
 
+def unfinished_paths(logs_root: str | Path, table: str, day: dt.date) -> list[str]:
+    """The Parquet files that stand in one table's day, marked or not, sorted; none where there is no such folder."""
+    folder, files = day_folder(logs_root, table, day), filesystem(logs_root)
+    with _reached(logs_root):
+        found = files.ls(folder, detail=False) if files.exists(folder) else []
+        named = [_named(logs_root, files, path) for path in found if path.endswith(".parquet")]
+    return sorted(path for path in named if not path.rpartition("/")[2].startswith((".", "_")))  # so are files named that are being written
+
+
 def has_day(logs_root: str | Path, table: str, day: dt.date) -> bool:
     """Whether one table's day is finished."""
     with _reached(logs_root):

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hap import durable
-from hap.days import default_as_of
-from hap.errors import DataError
+from hap.days import default_as_of, labels_until
+from hap.errors import DataError, UsageError
 from hap.logs import contract, quarantine
+from hap.logs.side import begin_staging, publish, seal, staging
 from hap.params import KINDS, Params
 from hap.samples import late, partitions
 from hap.workspace import Workspace
@@ -37,22 +38,29 @@ def collect_day(
 ) -> partitions.Manifest:
     """Check the day's logs and write its samples, or find them written.
 
-    A closed day is left as it is when its parameters and `as_of` are the ones asked for, and rows that came
-    since are put beside it (`hap.samples.late`); with other parameters, or `reopen`, it is collected anew under
-    a new manifest id.
+    A closed day with the parameters asked for is left as it is, and rows that came since are put beside it
+    (`hap.samples.late`); with other parameters, or `reopen`, it is collected anew, under a new manifest id if
+    a sample differs.
 
     Args:
+        as_of: None: what the day was closed as of, else its end plus the label delay.
         set_aside: quarantine rows that break the contract instead of refusing the day; None: as params.yaml says.
 
     Raises:
         DataError: no logs for the day, or logs that break the contract; the old samples stay.
+        UsageError: the day is closed as of another time, and `reopen` is not asked for.
     """
-    as_of = as_of or default_as_of(day, params.collect.label_delay_hours)
+    settle(ws, day)
     asked = parameters(params)
     closed = partitions.find(ws, day)
-    if closed and not reopen and closed.parameters == asked and closed.as_of == as_of.isoformat():
+    if closed and not reopen and closed.parameters == asked:
+        if as_of and as_of.isoformat() != closed.as_of:
+            raise UsageError(f"{day} is closed as of {closed.as_of}; add --reopen to collect it anew as of {as_of.isoformat()}")
         late.note(ws, params, closed)
         return closed
+    if as_of is None:
+        delayed = closed is not None and closed.parameters["collect"]["label_delay_hours"] == params.collect.label_delay_hours
+        as_of = dt.datetime.fromisoformat(closed.as_of) if closed and delayed else default_as_of(day, params.collect.label_delay_hours)
     logs = contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours)
     scratch = ws.state / "collect"
     quarantine.empty_scratch(scratch)
@@ -60,6 +68,13 @@ def collect_day(
         return _collect(ws, params, logs, as_of, params.logs.quarantine if set_aside is None else set_aside, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def settle(ws: Workspace, day: dt.date) -> None:
+    """Finish what a killed collection left undone beside a closed day, or drop what it had staged."""
+    for root in (ws.quarantine, ws.late):
+        if staging(root, day).exists() and publish(root, day, partitions.fingerprint(ws, day)):
+            late.forget(ws, day)
 
 
 def _collect(
@@ -73,30 +88,48 @@ def _collect(
     clean, tally, aside = _sound_logs(ws, params, logs, as_of, set_aside, scratch)
     con = engines.connect(params, scratch)
     try:
-        tables = _log_tables(con, clean, as_of, tally)
-        item_count = engines.row_count(con, tables.items)
-        samples = sample_table(tables, params, as_of, item_count)
+        tables = _log_tables(con, clean, as_of, tally, params)
+        until = labels_until(logs.day, params.collect.label_delay_hours, as_of)
+        samples = sample_table(tables, params, as_of, until, engines.row_count(con, tables.items))
         with durable.new_directory(partitions.folder(ws, logs.day)) as building:
             rows = params.collect.row_group_requests
             counted = _write(engines.batches(con, samples, rows), building / "part-0.parquet", rows)
             if not counted["requests"]:
                 raise DataError(f"{logs.day} holds no request with candidates ingested by {as_of.isoformat()}; check {logs.root}")
-            if not aside:
-                quarantine.clear(ws.quarantine, logs.day)
+            _check_items(counted, logs, params)
+            beside = begin_staging(ws.late, logs.day)
             known = {
                 "gn_shortfall": _shortfall(counted, params),
                 "watermark": tally.watermark.isoformat() if tally.watermark else "",
+                "labels": {str(label): state for label, state in logs.labels.items()},
                 "sources": sources,
                 "quarantined": aside,
-                "late": late.put_beside(ws, params, clean, as_of, scratch, [name for name, rows in tally.late.items() if rows]),
+                "late": late.put_beside(beside, params, clean, as_of, scratch, [name for name, rows in tally.late.items() if rows]),
+                "requests_torn": tally.requests_torn,
                 "feedback_unmatched": tally.feedback_unmatched,
             }
             manifest = partitions.Manifest.of(logs.day, as_of, parameters(params), counted, known)
-            durable.write_json(building / "manifest.json", manifest.to_json())
+            durable.write_json(building / partitions.MANIFEST, manifest.to_json())
+            written = hashlib.sha256((building / partitions.MANIFEST).read_bytes()).hexdigest()
+            for root in (ws.quarantine, ws.late):
+                seal(root, logs.day, written)
             (building / "_SUCCESS").touch()
     finally:
         engines.disconnect(con)
+    settle(ws, logs.day)
     return manifest
+
+
+def _check_items(counted: dict[str, Any], logs: contract.DayLogs, params: Params) -> None:
+    """Refuse a day whose catalogue lacks many of the items that were candidates: their features would all be missing."""
+    unknown, rows = counted["items_unknown"], sum(counted["rows_by_kind"].values())
+    examples = counted.pop("unknown_examples")
+    if unknown > params.logs.max_unknown_share * rows:
+        raise DataError(
+            f"{logs.paths('items')[0]}: item absent from the catalogue of its day: {unknown:,} of {rows:,} samples "
+            f"({unknown / rows:.2%}), more than logs.max_unknown_share {params.logs.max_unknown_share:.2%}; "
+            f"item_id={', '.join(map(str, examples))}; write items of {logs.day} again, or raise the limit in params.yaml"
+        )
 
 
 def _sound_logs(
@@ -108,18 +141,25 @@ def _sound_logs(
     except contract.BrokenRows:
         if not set_aside:
             raise
-    clean, aside = quarantine.set_aside(ws.quarantine, logs, params, scratch)
+    clean, aside = quarantine.set_aside(begin_staging(ws.quarantine, logs.day), logs, params, scratch)
     return clean, contract.check_logs(clean, params, as_of, scratch), aside
 
 
-def _log_tables(con: Any, logs: contract.DayLogs, as_of: dt.datetime, tally: contract.Tally) -> "LogTables":
-    """The day's tables without the candidates and items that came after `as_of` (the expression leaves out requests and feedback)."""
+def _log_tables(con: Any, logs: contract.DayLogs, as_of: dt.datetime, tally: contract.Tally, params: Params) -> "LogTables":
+    """The day's tables without the candidates and items that came after `as_of` (the expression leaves out requests and feedback).
+
+    In complete logs a request goes with them: what is left of its candidates is no longer complete.
+    """
     import ibis
 
     from hap.samples import engines
     from hap.samples.expression import LogTables
 
     tables = {name: engines.read_parquet(con, logs.paths(name), name) for name in contract.TABLES}
+    if tally.requests_torn:
+        candidates = tables["candidates"]
+        torn = candidates.filter(candidates.ingest_time > ibis.literal(as_of)).select("request_id").distinct()
+        tables["requests"] = tables["requests"].anti_join(torn, "request_id")
     for name in ("candidates", "items"):
         if tally.late[name]:
             tables[name] = tables[name].filter(tables[name].ingest_time <= ibis.literal(as_of))
@@ -129,7 +169,7 @@ def _log_tables(con: Any, logs: contract.DayLogs, as_of: dt.datetime, tally: con
 def parameters(params: Params) -> dict[str, Any]:
     """Everything in params.yaml that samples depend on, as JSON values.
 
-    What only decides whether logs are refused (`logs.complete`, `logs.quarantine`, a category's `known`) is not
+    What only decides whether logs are refused (`logs.quarantine`, the limits, a category's `known`) is not
     among it: sound logs give the same samples, and `--reopen` collects anew what was set aside.
     """
     machine = {"engine", "spark_master", "memory_limit", "threads"}  # change the speed, never a byte
@@ -138,6 +178,7 @@ def parameters(params: Params) -> dict[str, Any]:
     return {
         "seed": params.seed,
         "positive": params.logs.positive,
+        "complete": params.logs.complete,
         "collect": params.collect.model_dump(mode="json", exclude=machine),
         "features": names,
     }
@@ -149,7 +190,8 @@ def _write(reader: pa.RecordBatchReader, path: Path, row_group_requests: int) ->
 
     kinds = [0] * len(KINDS)
     buckets: dict[str, int] = {}
-    requests = 0
+    requests = unknown = 0
+    examples: list[int] = []
     # A dictionary pays for names and codes alone; of ids and floats it makes larger files and twice the work.
     with pq.ParquetWriter(path, reader.schema, compression="zstd", use_dictionary=_CODED) as writer:
         pending: list[pa.RecordBatch] = []
@@ -169,6 +211,11 @@ def _write(reader: pa.RecordBatchReader, path: Path, row_group_requests: int) ->
                 kinds[value["values"]] += value["counts"]
             for value in pc.value_counts(batch["cand_bucket"].flatten()).to_pylist():
                 buckets[value["values"]] = buckets.get(value["values"], 0) + value["counts"]
+            ages = batch["cand_age_hours"].flatten()  # of an item that the catalogue has, never null
+            unknown += ages.null_count
+            if ages.null_count and len(examples) < contract.EXAMPLES:
+                items = batch["cand_item_id"].flatten().filter(ages.is_null()).unique().to_pylist()
+                examples += [item for item in items if item not in examples][: contract.EXAMPLES - len(examples)]
             pending.append(batch)
             waiting += batch.num_rows
             if waiting >= row_group_requests:
@@ -179,6 +226,8 @@ def _write(reader: pa.RecordBatchReader, path: Path, row_group_requests: int) ->
         "requests": requests,
         "rows_by_kind": dict(zip(KINDS, kinds, strict=True)),
         "rows_by_bucket": dict(sorted(buckets.items())),
+        "items_unknown": unknown,
+        "unknown_examples": examples,
         "samples_hash": digest,
     }
 

@@ -1,7 +1,7 @@
 """Late rows: ingested after a day's as_of, or in log files that appeared or changed after the day was closed.
 
 A closed day is never touched by them. They are counted and copied to `late/TABLE/day=D/`, and `collect --reopen`
-takes in those that were ingested by as_of.
+takes in those that were ingested by as_of. Feedback is late once its label window is over, whatever the as_of.
 """
 
 import datetime as dt
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from hap import durable
 from hap.days import feedback_days
 from hap.logs import contract
-from hap.logs.check import check_columns
+from hap.logs.check import check_columns, ingest_limits
 from hap.logs.quarantine import FILE_NAME, empty_scratch, file_name
 from hap.logs.side import remove_side, side_schema, write_side
 from hap.logs.sql import connect, query, scan, stream, text, unreadable
@@ -81,25 +81,26 @@ def note(ws: Workspace, params: Params, closed: Manifest) -> None:
     empty_scratch(scratch)
     try:
         with connect(params, scratch) as con:
-            rows, by_as_of = _write(con, ws, params, logs, as_of, contract.TABLES, changed)
+            rows, by_as_of = _write(con, ws.late, params, logs, as_of, contract.TABLES, changed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     durable.write_json(_seen_file(ws, day), {"manifest": closed.id, "sources": now, "rows": rows, "by_as_of": by_as_of})
 
 
 def put_beside(
-    ws: Workspace, params: Params, logs: contract.DayLogs, as_of: dt.datetime, scratch: Path, tables: Iterable[str]
+    root: Path, params: Params, logs: contract.DayLogs, as_of: dt.datetime, scratch: Path, tables: Iterable[str]
 ) -> dict[str, int]:
-    """While a day is collected: copy the rows of `tables` ingested after `as_of`, and count them by table."""
-    _seen_file(ws, logs.day).unlink(missing_ok=True)
+    """While a day is collected: copy the late rows of `tables` below `root`, and count them by table."""
     chosen = list(tables)
-    for table in contract.TABLES:
-        if table not in chosen:
-            remove_side(ws.late, table, logs.day)
     if not chosen:
         return {}
     with connect(params, scratch) as con:
-        return _write(con, ws, params, logs, as_of, chosen, [])[0]
+        return _write(con, root, params, logs, as_of, chosen, [])[0]
+
+
+def forget(ws: Workspace, day: dt.date) -> None:
+    """What came since the day was closed is no longer news: it is collected anew."""
+    _seen_file(ws, day).unlink(missing_ok=True)
 
 
 def find(ws: Workspace, day: dt.date) -> Found | None:
@@ -110,19 +111,19 @@ def find(ws: Workspace, day: dt.date) -> Found | None:
 
 def _write(
     con: "duckdb.DuckDBPyConnection",
-    ws: Workspace,
+    root: Path,
     params: Params,
     logs: contract.DayLogs,
     as_of: dt.datetime,
     tables: Iterable[str],
     changed: list[str],
 ) -> tuple[dict[str, int], int]:
-    """Replace the late rows of `tables`; return rows by table, and how many were ingested by `as_of`."""
-    limit = f"TIMESTAMPTZ {text(str(as_of))}"
+    """Replace the late rows of `tables` below `root`; return rows by table, and how many were ingested in time."""
+    limits = ingest_limits(logs.day, params, as_of)
     counted: dict[str, int] = {}
     by_as_of = 0
     for table in tables:
-        paths = logs.paths(table)
+        paths, limit = logs.paths(table), f"TIMESTAMPTZ {text(str(limits[table]))}"
         where = f"(t.ingest_time > {limit}{''.join(f' OR t.filename = {text(path)}' for path in changed if path in paths)})"
         if table == "feedback":  # its partitions hold the labels of other days' requests, too
             where += (
@@ -137,9 +138,9 @@ def _write(
                 f"SELECT count(*), coalesce(count_if(t.ingest_time <= {limit}), 0) FROM {scan(paths, located=True)} t WHERE {where}",
             )[0]
         if not rows:
-            remove_side(ws.late, table, logs.day)
+            remove_side(root, table, logs.day)
             continue
-        write_side(ws.late, table, logs.day, side_schema(columns, "file"), _late_rows(con, paths, columns.names, where))
+        write_side(root, table, logs.day, side_schema(columns, "file"), _late_rows(con, paths, columns.names, where))
         counted[table] = int(rows)
         by_as_of += int(early)
     return counted, by_as_of
@@ -155,9 +156,11 @@ def _listed(root: str, day: dt.date, label_delay_hours: float) -> contract.DayLo
     """The day's files as far as they are still there: a closed day does not need them."""
     files: dict[str, dict[dt.date, list[str]]] = {}
     for table in contract.TABLES:
-        days = feedback_days(day, label_delay_hours) if table == "feedback" else [day]
-        files[table] = {d: contract.read_paths(root, table, d) for d in days if contract.has_day(root, table, d)}
-    return contract.DayLogs(root, day, files)
+        files[table] = {day: contract.read_paths(root, table, day)} if contract.has_day(root, table, day) else {}
+    for later in feedback_days(day, label_delay_hours)[1:]:
+        if paths := contract.unfinished_paths(root, "feedback", later):
+            files["feedback"][later] = paths
+    return contract.DayLogs(root, day, files, {})
 
 
 def _source(path: str) -> dict[str, Any]:

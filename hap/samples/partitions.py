@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ import orjson
 from hap.errors import DataError, NotFound
 from hap.workspace import Workspace
 
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True)
 class Manifest:
     """What a closed day holds.
 
     `samples_hash` is the sha256 of its rows as written. `watermark` is the last ingest_time up to `as_of`
-    in the logs it was made from, `sources` are their files (see `hap.samples.late`). `quarantined` counts the rows
-    set aside by table and rule, `late` those ingested after `as_of` by table, and `feedback_unmatched` the feedback
-    whose request is in none of the logged days that could hold it.
+    in the logs it was made from, `sources` are their files (see `hap.samples.late`), and `labels` says of each day of
+    feedback whether it was finished, unfinished or absent then. `quarantined` counts the rows set aside by table and
+    rule, `late` those ingested after `as_of` by table, `requests_torn` the requests left out since some of their
+    candidates are late, `items_unknown` the samples of items that the day's catalogue lacks, and `feedback_unmatched`
+    the feedback whose request is in none of the logged days that could hold it.
     """
 
     id: str
@@ -31,12 +35,15 @@ class Manifest:
     rows_by_kind: dict[str, int]
     rows_by_bucket: dict[str, int]
     gn_shortfall: int
+    items_unknown: int
     samples_hash: str
-    watermark: str = ""  # from here on: absent from days closed before these were kept
-    sources: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: dict[str, dict[str, int]] = field(default_factory=dict)
-    late: dict[str, int] = field(default_factory=dict)
-    feedback_unmatched: int = 0
+    watermark: str
+    labels: dict[str, str]
+    sources: list[dict[str, Any]]
+    quarantined: dict[str, dict[str, int]]
+    late: dict[str, int]
+    requests_torn: int
+    feedback_unmatched: int
 
     @classmethod
     def of(cls, day: dt.date, as_of: dt.datetime, parameters: dict[str, Any], counted: dict[str, Any], logs: dict[str, Any]) -> "Manifest":
@@ -72,13 +79,19 @@ def find(ws: Workspace, day: dt.date) -> Manifest | None:
     partition = folder(ws, day)
     if not (partition / "_SUCCESS").exists() or not any(partition.glob("*.parquet")):
         return None
-    path = partition / "manifest.json"
+    path = partition / MANIFEST
     try:
         return Manifest(**orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError, TypeError) as error:
         raise DataError(
             f"{path} is damaged ({' '.join(str(error).split())}); remove {partition} and collect the day again for the same bytes"
         ) from None
+
+
+def fingerprint(ws: Workspace, day: dt.date) -> str | None:
+    """The hash of a closed day's manifest file, or None where the day is not closed."""
+    path = folder(ws, day) / MANIFEST
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def load(ws: Workspace, day: dt.date) -> Manifest:

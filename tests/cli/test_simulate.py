@@ -23,6 +23,10 @@ def prices(root: Path, day: str) -> list[float]:
     return found
 
 
+def logs_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in (root / "logs").rglob("*") if path.is_file()}
+
+
 def test_faults_begin_on_the_last_day_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = ("--days", 2, "--requests-per-day", 20)
     fault = ("--fault", "shifted-prices", "--fault-size", 2, "--fault", "late-logs", "--fault-size", 0.5)
@@ -55,3 +59,28 @@ def test_a_mistake_is_one_line_and_makes_no_workspace(
     err = capsys.readouterr().err.strip()
     assert said in err and "\n" not in err
     assert not (tmp_path / "ws").exists()
+
+
+def test_a_killed_simulation_is_written_again_by_the_same_words_and_by_no_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--days", 2, "--requests-per-day", 20)
+    assert simulate(monkeypatch, "--root", tmp_path / "whole", *words) == 0
+    from hap.logs import simulator
+
+    def killed(table: str, *_: object) -> object:
+        if table == "items" and (tmp_path / "torn" / "logs" / "items" / "day=2026-01-01").exists():
+            raise KeyboardInterrupt
+        return distort(table, *_)
+
+    distort = simulator.faults.distort
+    with monkeypatch.context() as patched:
+        patched.setattr(simulator.faults, "distort", killed)
+        assert simulate(patched, "--root", tmp_path / "torn", *words) != 0
+    assert not (tmp_path / "torn" / "logs" / "items" / "day=2026-01-02").exists()
+    capsys.readouterr()
+    assert simulate(monkeypatch, "--root", tmp_path / "torn", "--days", 2, "--requests-per-day", 21) == 2
+    assert "holds logs of 2026-01-01 already" in capsys.readouterr().err
+    assert simulate(monkeypatch, "--root", tmp_path / "torn", *words) == 0
+    assert logs_of(tmp_path / "torn") == logs_of(tmp_path / "whole")
+    assert simulate(monkeypatch, "--root", tmp_path / "torn", *words) == 2

@@ -1,14 +1,20 @@
 """Collection against a slow reference, and the promises of a closed day."""
 
 import datetime as dt
+import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from hap.errors import DataError
+from hap.cli.main import app
+from hap.days import default_as_of
+from hap.errors import DataError, UsageError
 from hap.logs import contract
 from hap.params import KINDS, Params, resolve
 from hap.samples import partitions
@@ -16,6 +22,7 @@ from hap.samples.collect import collect_day
 from hap.samples.order_key import order_key
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
+from tests.logs.bad_files import change, put, read
 
 
 def changed(params: Params, **collect: object) -> Params:
@@ -92,10 +99,87 @@ def test_a_click_ingested_after_as_of_does_not_count(ws: Workspace) -> None:
     params = ws.params()
     full = collect_day(ws, params, FIRST_DAY)
     noon = dt.datetime.combine(FIRST_DAY, dt.time(12), dt.UTC)
-    early = collect_day(ws, params, FIRST_DAY, as_of=noon)
+    early = collect_day(ws, params, FIRST_DAY, as_of=noon, reopen=True)
     assert 0 < early.rows_by_kind["EP"] < full.rows_by_kind["EP"]
     assert early.id != full.id
     assert {row[1] for rows in samples(ws, FIRST_DAY).values() for row in rows}
+
+
+def test_a_closed_day_keeps_its_as_of_until_it_is_reopened_for_another(ws: Workspace) -> None:
+    params = ws.params()
+    noon = dt.datetime.combine(FIRST_DAY, dt.time(12), dt.UTC)
+    early = collect_day(ws, params, FIRST_DAY, as_of=noon)
+    assert collect_day(ws, params, FIRST_DAY) == early
+    assert collect_day(ws, params, FIRST_DAY, reopen=True).as_of == noon.isoformat()
+    with pytest.raises(UsageError, match=f"closed as of {noon.isoformat()}; add --reopen".replace("+", r"\+")):
+        collect_day(ws, params, FIRST_DAY, as_of=noon + dt.timedelta(hours=1))
+    assert partitions.load(ws, FIRST_DAY) == early
+    longer = collect_day(ws, changed(params, label_delay_hours=3), FIRST_DAY)
+    assert longer.as_of == default_as_of(FIRST_DAY, 3).isoformat()
+
+
+def test_a_later_as_of_takes_in_late_requests_but_no_later_clicks(ws: Workspace) -> None:
+    params, root = ws.params(), Path(ws.logs(ws.params()))
+    usual = default_as_of(FIRST_DAY, params.collect.label_delay_hours)
+    on_time = collect_day(ws, params, FIRST_DAY)
+    clicked = [n for n, click in enumerate(read(root, "feedback")["click"].to_pylist()) if click][:4]
+    change(root, "feedback", lambda t: put(t, "ingest_time", clicked, usual + dt.timedelta(minutes=1)))
+    change(root, "requests", lambda t: put(t, "ingest_time", [0], usual + dt.timedelta(minutes=1)))
+    closed = collect_day(ws, params, FIRST_DAY, reopen=True)
+    later = collect_day(ws, params, FIRST_DAY, as_of=usual + dt.timedelta(days=2), reopen=True)
+    assert (closed.requests, later.requests) == (on_time.requests - 1, on_time.requests)
+    assert later.rows_by_kind["EP"] == on_time.rows_by_kind["EP"] - 4
+    assert set(closed.late) == {"requests", "feedback"} and set(later.late) == {"feedback"}
+
+
+def test_a_request_of_which_candidates_are_late_is_left_out_of_complete_logs(ws: Workspace) -> None:
+    params, root = ws.params(), Path(ws.logs(ws.params()))
+    torn = set(read(root, "candidates").take(pa.array([5, 310]))["request_id"].to_pylist())
+    late_at = default_as_of(FIRST_DAY, 2) + dt.timedelta(hours=1)
+    change(root, "candidates", lambda t: put(t, "ingest_time", [5, 310], late_at))
+    whole = collect_day(ws, params, FIRST_DAY)
+    assert whole.requests_torn == 2 and whole.late["candidates"] == 2
+    assert len(torn) == 2 and set(samples(ws, FIRST_DAY)) == set(read(root, "requests")["request_id"].to_pylist()) - torn
+    sampled = params.model_copy(update={"logs": params.logs.model_copy(update={"complete": False})})
+    kept = collect_day(ws, sampled, FIRST_DAY)
+    assert kept.requests_torn == 0 and kept.requests == whole.requests + 2
+
+
+def test_samples_of_items_that_the_catalogue_lacks_are_counted_and_many_refuse_the_day(ws: Workspace) -> None:
+    params, root = ws.params(), Path(ws.logs(ws.params()))
+    collect_day(ws, params, FIRST_DAY)
+    shown = [item for rows in samples(ws, FIRST_DAY).values() for kind, item, *_ in rows if kind < 2]
+    one = shown[0]
+    change(root, "items", lambda t: t.filter(pc.not_equal(t["item_id"], one)))
+    few = collect_day(ws, params, FIRST_DAY, reopen=True)
+    assert few.items_unknown >= shown.count(one) > 0
+    before = partitions.load(ws, FIRST_DAY)
+    change(root, "items", lambda t: t.filter(pc.invert(pc.is_in(t["item_id"], pa.array(shown)))))
+    with pytest.raises(
+        DataError, match=r"items/.*absent from the catalogue of its day: .* logs.max_unknown_share 1.00%; item_id=\d+, \d+, \d+;"
+    ):
+        collect_day(ws, params, FIRST_DAY, reopen=True)
+    assert partitions.load(ws, FIRST_DAY) == before
+    lenient = params.model_copy(update={"logs": params.logs.model_copy(update={"max_unknown_share": 1.0})})
+    assert collect_day(ws, lenient, FIRST_DAY, reopen=True).items_unknown > few.items_unknown
+
+
+def test_a_dry_run_says_in_json_what_it_found_and_writes_nothing(ws: Workspace) -> None:
+    words = ["collect", "--day", str(FIRST_DAY), "--root", str(ws.root), "--dry-run", "--json"]
+    sound = json.loads(CliRunner().invoke(app, words).stdout)
+    assert sound["sound"] and sound["rows"]["requests"] == 150
+    change(Path(ws.logs(ws.params())), "items", lambda t: put(t, "price", [4], float("nan")))
+    broken = json.loads(CliRunner().invoke(app, [*words, "--quarantine"]).stdout)
+    assert not broken["sound"] and broken["would_set_aside"] == {"items": {"NaN or infinite value in price": 1}}
+    assert partitions.find(ws, FIRST_DAY) is None
+
+
+def test_feedback_of_the_next_day_that_is_absent_is_told(ws: Workspace) -> None:
+    tomorrow = FIRST_DAY + dt.timedelta(days=1)
+    shutil.rmtree(Path(ws.logs(ws.params())) / "feedback" / f"day={tomorrow}")
+    done = CliRunner().invoke(app, ["collect", "--day", str(FIRST_DAY), "--root", str(ws.root)])
+    assert done.exit_code == 0 and f"without feedback of {tomorrow}" in done.stderr
+    assert f"labels          {FIRST_DAY} finished, {tomorrow} absent" in done.stdout
 
 
 def test_threads_and_the_split_into_files_change_no_byte(ws: Workspace) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hap.samples import partitions
+from hap.days import default_as_of
+from hap.logs.side import read_side, side_tables
+from hap.samples import collect, late, partitions
 from hap.samples.collect import collect_day
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
@@ -47,6 +49,48 @@ def tree(ws: Workspace) -> dict[str, bytes]:
     """Every file and folder of the workspace but its logs."""
     paths = [path for path in sorted(ws.root.rglob("*")) if path.relative_to(ws.root).parts[0] != "logs"]
     return {str(path.relative_to(ws.root)): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+@pytest.mark.parametrize("where", ["staged", "sealed", "closed", "half published"])
+def test_a_reopening_killed_around_its_marker_leaves_side_rows_that_its_manifest_knows(
+    logged_workspace: Workspace, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = Workspace(tmp_path / "ws")
+    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
+    root = Path(ws.logs(ws.params()))
+    old = collect_day(ws, ws.params(), FIRST_DAY)
+    sides = {table: read_side(ws.late, table, FIRST_DAY) for table in side_tables(ws.late, FIRST_DAY)}
+    change(root, "requests", lambda t: put(put(t, "user_id", [5], 0), "ingest_time", [3], default_as_of(FIRST_DAY, 3)))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if where == "staged":
+            patched.setattr(collect, "seal", killed)
+        elif where == "sealed":
+            patched.setattr("hap.durable.os.replace", killed)
+        elif where == "closed":
+            patched.setattr(late, "forget", killed)
+            patched.setattr(collect, "publish", killed)
+        else:
+            patched.setattr(late, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect_day(ws, ws.params(), FIRST_DAY, set_aside=True, reopen=True)
+    shutil.rmtree(ws.state / "collect", ignore_errors=True)
+    found = partitions.load(ws, FIRST_DAY)
+    if where in ("staged", "sealed"):
+        assert found == old
+        collect.settle(ws, FIRST_DAY)
+        assert side_tables(ws.quarantine, FIRST_DAY) == []
+        assert {table: read_side(ws.late, table, FIRST_DAY) for table in side_tables(ws.late, FIRST_DAY)} == sides
+    else:
+        assert found.quarantined["requests"] == {"id 0 or negative in user_id": 1} and found.late["requests"] == 1
+        collect.settle(ws, FIRST_DAY)
+        assert {table: read_side(ws.late, table, FIRST_DAY).num_rows for table in side_tables(ws.late, FIRST_DAY)} == found.late
+        counted = {table: sum(rules.values()) for table, rules in found.quarantined.items()}
+        assert {t: read_side(ws.quarantine, t, FIRST_DAY).num_rows for t in side_tables(ws.quarantine, FIRST_DAY)} == counted
+    assert not list(ws.quarantine.glob(".day=*")) and not list(ws.late.glob(".day=*"))
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,31 @@ def test_late_candidates_and_items_do_not_enter_the_samples(ws: Workspace, logs:
     assert not pairs & keys
 
 
+def test_feedback_that_lands_in_the_next_day_after_closing_is_late_and_taken_in_by_reopening(ws: Workspace, logs: Path) -> None:
+    folder = part(logs, "feedback", NEXT_DAY).parent
+    whole = collect_day(ws, ws.params(), FIRST_DAY)
+    before = state(ws)
+    rows = read(logs, "feedback", NEXT_DAY)
+    in_time = pc.less_equal(rows["ingest_time"], pa.scalar(AS_OF))
+    assert 0 < pc.sum(in_time).as_py() < rows.num_rows
+    expected = all_late(logs)
+    (folder / "_SUCCESS").unlink()
+    pq.write_table(rows.filter(in_time), folder / "part-0.parquet")  # as the writer's first hours at 03:00
+    at_night = collect_day(ws, ws.params(), FIRST_DAY, reopen=True)
+    assert at_night.labels == {str(FIRST_DAY): "finished", str(NEXT_DAY): "unfinished"}
+    assert at_night.id == whole.id and at_night.samples_hash == whole.samples_hash
+    pq.write_table(rows.filter(pc.invert(in_time)), folder / "part-1.parquet")
+    (folder / "_SUCCESS").touch()
+    collect_day(ws, ws.params(), FIRST_DAY)
+    found = late.find(ws, FIRST_DAY)
+    assert found is not None and found.rows == {"feedback": expected} and found.by_as_of == 0
+    reopened = collect_day(ws, ws.params(), FIRST_DAY, reopen=True)
+    assert reopened.id == whole.id and reopened.labels == whole.labels
+    assert {name: data for name, data in state(ws).items() if name.endswith(".parquet")} == {
+        name: data for name, data in before.items() if name.endswith(".parquet")
+    }
+
+
 def test_late_rows_leave_a_closed_day_unchanged(ws: Workspace, logs: Path) -> None:
     later = hold_back(logs, 5)
     closed = collect_day(ws, ws.params(), FIRST_DAY)
