@@ -12,7 +12,7 @@ import orjson
 
 from hap import __version__, durable
 from hap.params import KINDS, MODELS, Params
-from hap.registry import versions
+from hap.registry import runs, versions
 from hap.training.run import read_run
 from hap.workspace import Workspace
 
@@ -27,7 +27,7 @@ def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
     durable.write_json(scratch / "environment.json", environment())
     files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
     files |= {"environment.json": scratch / "environment.json", **_pictures(written, scratch, run.params.loss.name)}
-    run_id = versions.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws), files, _curves(written))
+    run_id = runs.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws), files, _curves(written))
     return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hap import durable
 from hap.params import Params, load_params
 from hap.project import project_file
-from hap.registry import versions
+from hap.registry import mlflow_store, versions
 from hap.registry.ledger import open_ledger
 from hap.serving.bundle import PROMISED, SCHEMA, Bundle, seal_bundle, write_schema
 from hap.workspace import Workspace
@@ -29,7 +29,7 @@ def params() -> Params:
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     """An MLflow database without an experiment: making one takes seconds, copying one does not."""
     ws = Workspace(tmp_path_factory.mktemp("mlflow"))
-    with versions._client(ws, params):
+    with mlflow_store.connect(ws, params):
         pass
     return ws.registry / "mlflow.db"
 

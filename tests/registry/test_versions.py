@@ -10,7 +10,7 @@ import pytest
 
 from hap.errors import ConfigError, DataError, HapError, NotFound, UsageError
 from hap.params import Mlflow, Params
-from hap.registry import versions
+from hap.registry import mlflow_store, runs, versions
 from hap.serving.bundle import Bundle
 from hap.workspace import Workspace
 
@@ -46,7 +46,7 @@ def test_the_database_is_made_whole_on_first_use(tmp_path: Path, params: Params,
     leftover = tmp_path / "registry" / ".mlflow.db.new"
     leftover.parent.mkdir()
     leftover.write_text("killed half-way")
-    with versions._client(Workspace(tmp_path), params) as client:
+    with mlflow_store.connect(Workspace(tmp_path), params) as client:
         assert client.search_registered_models() == []
     assert not leftover.exists()
 
@@ -67,12 +67,12 @@ def test_registering_keeps_day_revisions_and_digest_and_lists_them(ws: Workspace
 
 def test_a_bundle_registered_twice_is_one_version_and_one_run(ws: Workspace, params: Params, sealed: Sealed) -> None:
     assert register(ws, params, sealed("one")) == register(ws, params, sealed("one")) == 1
-    assert len(versions.list_versions(ws, params)) == 1 and runs(ws, params) == 1
+    assert len(versions.list_versions(ws, params)) == 1 and logged_runs(ws, params) == 1
 
 
-def runs(ws: Workspace, params: Params) -> int:
-    with versions._client(ws, params) as client:
-        return len(client.search_runs([versions._experiment(ws, params, client)]))
+def logged_runs(ws: Workspace, params: Params) -> int:
+    with mlflow_store.connect(ws, params) as client:
+        return len(client.search_runs([runs.experiment_id(ws, params, client)]))
 
 
 def test_a_run_holds_parameters_metrics_and_bundle_and_registering_uses_it(
@@ -81,11 +81,11 @@ def test_a_run_holds_parameters_metrics_and_bundle_and_registering_uses_it(
     (tmp_path / "window.json").write_text("{}")
     logged = {"seed": 1, "train": {"days": 7, "kinds": ["EN", "RN"]}, "note": None}
     files = {"bundle": sealed("one").path, "window.json": tmp_path / "window.json"}
-    run_id = versions.log_training(ws, params, "retrain 2026-01-04", logged, {"light/gauc": 0.6}, files)
-    assert versions.log_training(ws, params, "retrain 2026-01-04", logged, {"light/gauc": 0.6}, files) == run_id
+    run_id = runs.log_training(ws, params, "retrain 2026-01-04", logged, {"light/gauc": 0.6}, files)
+    assert runs.log_training(ws, params, "retrain 2026-01-04", logged, {"light/gauc": 0.6}, files) == run_id
     assert register(ws, params, sealed("one")) == 1
-    assert versions.get(ws, params, 1).run_id == run_id and runs(ws, params) == 1
-    with versions._client(ws, params) as client:
+    assert versions.get(ws, params, 1).run_id == run_id and logged_runs(ws, params) == 1
+    with mlflow_store.connect(ws, params) as client:
         run = client.get_run(run_id)
         assert run.info.status == "FINISHED" and run.info.run_name == "retrain 2026-01-04"
         assert run.data.params == {"seed": "1", "train.days": "7", "train.kinds": '["EN","RN"]', "note": "null"}
@@ -95,7 +95,7 @@ def test_a_run_holds_parameters_metrics_and_bundle_and_registering_uses_it(
 
 def test_a_run_without_a_bundle_is_refused(ws: Workspace, params: Params) -> None:
     with pytest.raises(UsageError, match="with its bundle"):
-        versions.log_training(ws, params, "retrain", {}, {}, {})
+        runs.log_training(ws, params, "retrain", {}, {}, {})
 
 
 KILLED = """
@@ -121,7 +121,7 @@ def test_killed_while_registering_the_next_try_finishes_and_doubles_nothing(
     killed = subprocess.run([sys.executable, "-c", KILLED, str(ws.root), str(bundle.path), at], capture_output=True, timeout=60)
     assert killed.returncode == 9, killed.stderr
     assert register(ws, params, bundle) == 1
-    assert len(versions.list_versions(ws, params)) == 1 and runs(ws, params) == 1
+    assert len(versions.list_versions(ws, params)) == 1 and logged_runs(ws, params) == 1
     assert versions.fetch_bundle(ws, params, 1, tmp_path / "fetched").is_dir()
 
 
