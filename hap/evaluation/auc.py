@@ -4,6 +4,7 @@ N rows (candidates), R requests. Ties between a positive and a negative count on
 positive or no negative the AUC is NaN: undefined, never 0.5.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +23,21 @@ class RequestAuc(NamedTuple):
     weight: F64  # [R], positives of the request; 0 where the AUC is undefined
 
 
-def auc(positive: ArrayLike, negative: ArrayLike) -> float:
+def auc(
+    positive: ArrayLike, negative: ArrayLike, positive_weight: ArrayLike | None = None, negative_weight: ArrayLike | None = None
+) -> float:
     """The share of (positive, negative) pairs that are in order; NaN when either side is empty.
 
+    Args:
+        positive_weight, negative_weight: what each score counts, not negative; None counts each once.
+
     Raises:
-        DataError: a score is NaN.
+        DataError: a score is NaN, or there are more or fewer weights than scores.
     """
-    pos = _scores(positive)
-    neg = np.sort(_scores(negative))
+    pos, neg = _scores(positive), _scores(negative)
+    if positive_weight is not None or negative_weight is not None:
+        return _weighted(pos, neg, _weights(positive_weight, pos), _weights(negative_weight, neg))
+    neg = np.sort(neg)
     if not pos.size or not neg.size:
         return float("nan")
     twice = np.searchsorted(neg, pos, side="left") + np.searchsorted(neg, pos, side="right")  # integers: exact at any size
@@ -47,24 +55,35 @@ def global_auc(scores: ArrayLike, kind: ArrayLike) -> dict[str, float]:
     return {name: auc(positive, values[codes == KINDS.index(name)]) for name in NEGATIVES}
 
 
-def request_aucs(scores: ArrayLike, kind: ArrayLike, offsets: ArrayLike) -> dict[str, RequestAuc]:
-    """AUC of each request against each kind of negative, with one sort for all.
+class Ranked(NamedTuple):
+    """P positives and what each has below it among the negatives of its own request, counted from one sort.
+
+    Every GAUC follows from it by counting: of a kind, of a bucket, of a slice of the positives.
+    """
+
+    row: NDArray[np.int64]  # [P] where each positive lies among the rows
+    owner: NDArray[np.int64]  # [P] its request
+    twice: dict[str, NDArray[np.int64]]  # by group: [P] 2 * (negatives below + negatives tied / 2)
+    negatives: dict[str, NDArray[np.int64]]  # by group: [R]
+
+
+def rank(scores: ArrayLike, code: ArrayLike, offsets: ArrayLike, groups: Sequence[str] = NEGATIVES) -> Ranked:
+    """Rank each positive among its request's negatives of each group, with one sort for all.
 
     Args:
         scores: [N] in request order.
-        kind: [N] place of each row's kind in KINDS.
+        code: [N] 0 for a positive, g for a negative of groups[g - 1]; with the default groups, places in KINDS.
         offsets: [R+1] rows of request r are offsets[r] to offsets[r+1].
 
     Raises:
         DataError: a score is NaN, the lengths differ, or the offsets do not cover the rows.
     """
-    values, codes = _rows(scores, kind)
+    values, codes = _rows(scores, code)
     bounds = np.asarray(offsets, dtype=np.int64)
     if bounds.ndim != 1 or not bounds.size or bounds[0] != 0 or bounds[-1] != values.size or (np.diff(bounds) < 0).any():
         raise DataError(f"offsets must rise from 0 to the {values.size} rows; these do not, so rows and requests do not match")
     lengths = np.diff(bounds)
-    requests = lengths.size
-    row_request = np.repeat(np.arange(requests), lengths)
+    row_request = np.repeat(np.arange(lengths.size), lengths)
     order = np.lexsort((values, row_request))
     values, codes = values[order], codes[order]  # row_request is sorted already and stays what it is
 
@@ -75,19 +94,36 @@ def request_aucs(scores: ArrayLike, kind: ArrayLike, offsets: ArrayLike) -> dict
     at = np.flatnonzero(codes == 0)
     tie = np.cumsum(changes)[at] - 1
     first, last, owner = starts[tie], starts[tie + 1], row_request[at]
-    positives = np.bincount(owner, minlength=requests)
+    twice, negatives = {}, {}
+    for place, name in enumerate(groups, 1):
+        seen = np.concatenate(([0], np.cumsum(codes == place)))  # negatives of the group before each row
+        negatives[name] = seen[bounds[1:]] - seen[bounds[:-1]]
+        twice[name] = seen[first] + seen[last] - 2 * seen[bounds[owner]]
+    return Ranked(order[at], owner, twice, negatives)
 
+
+def by_request(ranked: Ranked, chosen: NDArray[np.bool_] | None = None) -> dict[str, RequestAuc]:
+    """AUC of each request against each group of negatives.
+
+    Args:
+        chosen: BOOL[P], the positives that count, in the order of `ranked`; None takes all.
+    """
     result = {}
-    for name in NEGATIVES:
-        seen = np.concatenate(([0], np.cumsum(codes == KINDS.index(name))))  # negatives of the kind before each row
-        negatives = seen[bounds[1:]] - seen[bounds[:-1]]
-        twice = seen[first] + seen[last] - 2 * seen[bounds[owner]]  # 2 * (below + tied / 2)
-        in_order = np.bincount(owner, weights=twice, minlength=requests)  # integers below 2^53: exact
+    owner = ranked.owner if chosen is None else ranked.owner[chosen]
+    for name, twice in ranked.twice.items():
+        negatives = ranked.negatives[name]
+        positives = np.bincount(owner, minlength=negatives.size)
+        in_order = np.bincount(owner, weights=twice if chosen is None else twice[chosen], minlength=negatives.size)  # below 2^53: exact
         defined = (positives > 0) & (negatives > 0)
-        grouped = np.full(requests, np.nan)
+        grouped = np.full(negatives.size, np.nan)
         np.divide(in_order, 2 * positives * negatives, out=grouped, where=defined)
         result[name] = RequestAuc(grouped, np.where(defined, positives, 0).astype(np.float64))
     return result
+
+
+def request_aucs(scores: ArrayLike, kind: ArrayLike, offsets: ArrayLike) -> dict[str, RequestAuc]:
+    """AUC of each request against each kind of negative. Arguments and errors as those of `rank`."""
+    return by_request(rank(scores, kind, offsets))
 
 
 def gauc(grouped: RequestAuc) -> float:
@@ -98,6 +134,22 @@ def gauc(grouped: RequestAuc) -> float:
     """
     total = grouped.weight.sum()
     return float(np.nansum(grouped.auc * grouped.weight) / total) if total > 0 else float("nan")
+
+
+def _weighted(pos: F64, neg: F64, pos_weight: F64, neg_weight: F64) -> float:
+    order = np.argsort(neg, kind="stable")
+    neg, below = neg[order], np.concatenate(([0.0], np.cumsum(neg_weight[order])))
+    if not (total := pos_weight.sum() * below[-1]):
+        return float("nan")
+    in_order = below[np.searchsorted(neg, pos, side="left")] + below[np.searchsorted(neg, pos, side="right")]
+    return float((pos_weight * in_order).sum() / (2 * total))
+
+
+def _weights(values: ArrayLike | None, scores: F64) -> F64:
+    array = np.ones(scores.size) if values is None else np.asarray(values, dtype=np.float64).ravel()
+    if array.size != scores.size or (array < 0).any() or not np.isfinite(array).all():
+        raise DataError(f"{array.size} weights for {scores.size} scores: one per score is needed, finite and not negative")
+    return array
 
 
 def _scores(values: ArrayLike) -> F64:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from hap.errors import DataError
-from hap.evaluation.auc import auc, gauc, global_auc, request_aucs
+from hap.evaluation.auc import auc, by_request, gauc, global_auc, rank, request_aucs
 from hap.params import KINDS, NEGATIVES
 
 COARSE = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])  # few values, so that ties are the rule
@@ -98,6 +98,48 @@ def test_many_requests_agree_with_scikit_learn_per_request():
                 assert abs(measured[name].auc[r] - expected) < 1e-12
             else:
                 assert np.isnan(measured[name].auc[r])
+
+
+@given(
+    st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 3)), min_size=1, max_size=40),
+    st.lists(st.tuples(COARSE, st.floats(0.1, 5)), min_size=1, max_size=40),
+)
+def test_weighted_auc_agrees_with_scikit_learn(pos, neg):
+    scores, weights = [[row[column] for row in pos + neg] for column in (0, 1)]
+    labels = [1] * len(pos) + [0] * len(neg)
+    found = auc(scores[: len(pos)], scores[len(pos) :], weights[: len(pos)], weights[len(pos) :])
+    if not sum(weights[: len(pos)]):
+        assert np.isnan(found)
+    else:
+        assert abs(found - roc_auc_score(labels, scores, sample_weight=weights)) < 1e-12
+
+
+def test_equal_weights_change_nothing_and_wrong_ones_are_refused():
+    pos, neg = [1.0, 2.0, 2.0], [0.0, 2.0]
+    assert auc(pos, neg, [3, 3, 3], [0.5, 0.5]) == auc(pos, neg)
+    for weights in ([1.0], [1.0, -1.0, 1.0], [1.0, np.inf, 1.0]):
+        with pytest.raises(DataError, match="weights for 3 scores"):
+            auc(pos, neg, weights)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_a_slice_of_the_positives_is_what_the_requests_without_the_others_give(requests, random):
+    scores, kind, offsets = flat(requests)
+    ranked = rank(scores, kind, offsets)
+    chosen = np.array([random.random() < 0.5 for _ in ranked.row], bool)
+    dropped = set(ranked.row[~chosen].tolist())
+    places = iter(range(len(scores)))
+    left = [[row for row in rows if next(places) not in dropped] for rows in requests]
+    expected, found = request_aucs(*flat(left)), by_request(ranked, chosen)
+    for name in NEGATIVES:
+        np.testing.assert_array_equal(found[name].auc, expected[name].auc)
+        np.testing.assert_array_equal(found[name].weight, expected[name].weight)
+
+
+def test_groups_other_than_kinds_split_a_kind_by_bucket():
+    scores, code, offsets = np.array([2.0, 1.0, 3.0, 0.0]), np.array([0, 1, 2, 2]), [0, 4]
+    found = by_request(rank(scores, code, offsets, ("Rank-0", "Rank-50")))
+    assert found["Rank-0"].auc.tolist() == [1.0] and found["Rank-50"].auc.tolist() == [0.5]
 
 
 def test_global_auc_pools_requests():
