@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.talk import current
 from hap.errors import HapError, NotFound
 from hap.evaluation.evidence import MEMBERS, Finding, gather
 from hap.evaluation.gate import decide
+from hap.evaluation.slices import slice_masks
 from hap.evaluation.verdict import Verdict
 from hap.params import Features, Params
 from hap.registry import versions
@@ -57,6 +59,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
         offsets=pool.offsets,
         challenger=ours,
         champion=theirs,
+        slices=_slices(ws, params, challenger, pool),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
@@ -68,6 +71,32 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     if verdict.verdict == "pass":
         versions.set_alias(ws, params, "challenger", version)
     return verdict
+
+
+def _slices(ws: Workspace, params: Params, challenger: Bundle, pool: Pool) -> dict[str, np.ndarray]:
+    """The slices of gate.slices among the judged rows; those of new ids need the samples that the challenger was trained on."""
+    features, counts = challenger.features, np.diff(pool.offsets)
+    columns = {"history_length": np.repeat((pool.hist_ids[..., 0] > 0).sum(axis=1), counts)}
+    columns |= {f.name: np.repeat(pool.user_ids[:, place], counts) for place, f in enumerate(features.ids("user"))}
+    columns |= {f.name: pool.cand_ids[:, place] for place, f in enumerate(features.ids("item"))}
+    window = [dt.date.fromisoformat(day) for day in challenger.info["window"]]
+    seen: dict[str, Any] = {}
+    if all(partitions.find(ws, day) for day in window):
+        items = {f.name for f in features.ids("item")}
+        for one in params.gate.slices:
+            if one.new and one.column in columns:
+                stored = f"cand_{one.column}" if one.column in items else one.column
+                seen[one.column] = _distinct(partitions.parquet_files(ws, window), stored)
+    return slice_masks(params.gate.slices, columns, seen, pool.kind == 0, params.gate.slice_min_positives)
+
+
+def _distinct(files: Sequence[Path], column: str) -> Any:
+    """Every value of a column, of lists what stands in them."""
+    found: list[np.ndarray] = []
+    for path in files:
+        values = pq.ParquetFile(path).read(columns=[column])[column]
+        found.append(pc.unique(pc.list_flatten(values) if pa.types.is_list(values.type) else values).to_numpy(zero_copy_only=False))
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 def champion_of(ws: Workspace, params: Params) -> int | None:

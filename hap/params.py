@@ -185,6 +185,24 @@ class Route(Strict):
         return self
 
 
+class Slice(Strict):
+    """A part of the judged clicks that is looked at on its own: one value of a column, new values, or small ones.
+
+    Columns are the ids and categories of features.user, context and item, and `history_length`, the events that a request has.
+    """
+
+    column: str
+    values: tuple[int, ...] | None = Field(default=None, description="one slice for each; null: for each value with clicks enough")
+    below: int | None = Field(default=None, description="values under this one")
+    new: bool = Field(default=False, description="values that the training window did not have")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Slice":
+        if (self.values is not None) + (self.below is not None) + self.new > 1:
+            raise ValueError(f"slice of {self.column!r}: give one of `values`, `below` and `new`, or none of them for every value")
+        return self
+
+
 class Gate(Strict):
     days: int = Field(default=1, ge=1, description="judging days pooled, up to and with the day judged")
     margin: float = Field(default=0.01, gt=0, description="GAUC that a challenger may lose on any guarded rule")
@@ -192,6 +210,9 @@ class Gate(Strict):
     floors: dict[Negative, Annotated[float, Field(ge=0, le=1)]] = {"EN": 0.45, "RN": 0.5, "PRN": 0.5, "GN": 0.5}
     min_requests: Count = 200
     min_positives: Count = 100
+    slices: tuple[Slice, ...] = Field(default=(), description="parts of the clicks that the cascade may not be worse on, either")
+    slice_margin: float = Field(default=0.02, gt=0, description="GAUC that it may lose on a slice: wider, since slices are small")
+    slice_min_positives: int = Field(default=1000, ge=1, description="clicks from which a slice guards; below it is only reported")
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     max_parity: float = Field(default=1e-4, gt=0, description="largest score difference, exported graph against PyTorch")
 
@@ -279,6 +300,14 @@ class Params(Strict):
     keep: Keep = Keep()
     schedule: Schedule = Schedule()
     storage: Storage = Storage()
+
+    @model_validator(mode="after")
+    def _slices_are_declared(self) -> "Params":
+        known = [f.name for group in ("user", "item") for f in self.features.ids(group)] + ["history_length"]  # type: ignore[arg-type]
+        for one in self.gate.slices:
+            if one.column not in known:
+                raise ValueError(f"gate.slices: {one.column!r} is none of {', '.join(known)}")
+        return self
 
 
 def load_params(path: Path) -> Params:

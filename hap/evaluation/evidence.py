@@ -8,12 +8,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hap.evaluation.auc import RequestAuc, request_aucs
+from hap.evaluation.auc import RequestAuc, by_request, rank, request_aucs
 from hap.params import NEGATIVES
 
 MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final score
 
-Quantity = tuple[str, str]  # (member, kind)
+SLICED = "cascade"  # slices are judged by what users see
+ALL = "all"  # the kinds of negatives together
+
+Quantity = tuple[str, str]  # (member, kind), or (SLICED, a slice's name)
 
 
 def guarded(expressive_kinds: Sequence[str]) -> tuple[Quantity, ...]:
@@ -49,6 +52,7 @@ class Evidence:
     positives: int
     challenger: Mapping[Quantity, RequestAuc]  # each [R]; a quantity that could not be measured is absent
     champion: Mapping[Quantity, RequestAuc] = field(default_factory=dict)
+    slices: Mapping[str, int] = field(default_factory=dict)  # positives of each slice
     parity_max_abs_diff: float | None = None  # exported graphs against PyTorch; None: not measured
     cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
     findings: tuple[Finding, ...] = ()
@@ -56,7 +60,7 @@ class Evidence:
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""
         described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
-        measured = (self.positives, self.parity_max_abs_diff, sorted(self.cost.items()), self.findings)
+        measured = (self.positives, self.parity_max_abs_diff, sorted(self.cost.items()), sorted(self.slices.items()), self.findings)
         sha = hashlib.sha256(repr((described, measured)).encode())
         for side in (self.challenger, self.champion):
             for quantity in sorted(side):
@@ -77,6 +81,7 @@ def gather(
     offsets: ArrayLike,
     challenger: Mapping[str, ArrayLike],
     champion: Mapping[str, ArrayLike] | None = None,
+    slices: Mapping[str, NDArray[np.bool_]] | None = None,
     parity_max_abs_diff: float | None = None,
     cost: Mapping[str, Any] | None = None,
     trained_on: Sequence[str] = (),
@@ -90,6 +95,7 @@ def gather(
         offsets: [R+1] where each request's rows begin and end.
         challenger: member -> [N] scores of the rows, from the challenger's bundle.
         champion: the same from the champion's bundle; None where there is none or it cannot be scored.
+        slices: by name, the rows [N] of it.
         trained_on: days that the challenger was trained or stopped on.
         champion_trained_on: the same of the champion.
         findings: what the caller already knows, such as why the champion cannot be scored.
@@ -105,8 +111,9 @@ def gather(
         found.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
     if len(manifests) < len(days):
         found.append(Finding("undecided", f"{len(days)} judging days have {len(manifests)} manifests: collect the days first"))
-    ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, found)
-    theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, found) if champion is not None else {}
+    parts = dict(slices or {})
+    ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, parts, found)
+    theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, parts, found) if champion is not None else {}
     if against is not None and champion is None and not findings:
         found.append(Finding("undecided", f"v{against} has no scores on these requests, so there is nothing to compare with"))
     clicks = np.concatenate(([0], np.cumsum(codes == 0)))
@@ -121,6 +128,7 @@ def gather(
         positives=int(clicks[-1]),
         challenger=ours,
         champion=theirs,
+        slices={name: int((mask & (codes == 0)).sum()) for name, mask in parts.items()},
         parity_max_abs_diff=parity_max_abs_diff,
         cost=dict(cost or {}),
         findings=tuple(found),
@@ -133,6 +141,7 @@ def _measure(
     scores: Mapping[str, ArrayLike],
     kind: NDArray[np.int64],
     offsets: NDArray[np.int64],
+    slices: Mapping[str, NDArray[np.bool_]],
     found: list[Finding],
 ) -> dict[Quantity, RequestAuc]:
     """AUC per request of each member; scores that cannot be judged go to `found` with the outcome `blame`."""
@@ -148,4 +157,7 @@ def _measure(
             found.append(Finding(blame, f"{member}: {bad:,} of {values.size:,} scores of {label} are NaN or infinite"))
         else:
             measured |= {(member, name): auc for name, auc in request_aucs(values, kind, offsets).items()}
+            if member == SLICED and slices:
+                ranked = rank(values, np.minimum(kind, 1), offsets, (ALL,))
+                measured |= {(member, name): by_request(ranked, mask[ranked.row])[ALL] for name, mask in slices.items()}
     return measured

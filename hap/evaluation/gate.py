@@ -1,23 +1,25 @@
 """The verdict on a challenger: pass, refuse or undecided, from scores and measurements as values.
 
-Guarded is each (member, kind) pair of `evidence.guarded`. A floor rule bounds the challenger's own GAUC, a regression
-rule its difference to the champion on the same requests; both are judged by one-sided bounds at level alpha:
+Guarded is each (member, kind) pair of `evidence.guarded`, and each slice with clicks enough. A floor rule bounds the
+challenger's own GAUC (not on slices), a regression rule its difference to the champion on the same requests; both are
+judged by one-sided bounds at level alpha:
     pass       every rule's lower bound lies above its limit (an intersection-union test, no correction)
     refuse     at least one rule's value lies below its limit, Holm over all rules; or a hard finding
     undecided  anything else, with the number of requests that would decide
-docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression.
+docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, SLICE for KIND on slices.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hap.evaluation import wording
 from hap.evaluation.auc import RequestAuc, gauc
-from hap.evaluation.evidence import MEMBERS, Evidence, Finding, Quantity, guarded
+from hap.evaluation.evidence import MEMBERS, SLICED, Evidence, Finding, Quantity, guarded
 from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import KINDS, NEGATIVES, Gate
@@ -46,6 +48,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         rules=(*plain, *parity),
         gauc=_table(evidence.challenger),
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
+        slices=_slices(evidence, rules),
         requests=evidence.requests,
         positives=evidence.positives,
         manifests=evidence.manifests,
@@ -69,6 +72,7 @@ def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed
     wanted: list[tuple[str, Quantity, float]] = [("floor", q, floors.get(q[1], 0.0)) for q in quantities]
     if evidence.against is not None:
         wanted += [("regression", q, -rules.margin) for q in quantities]
+        wanted += [("regression", (SLICED, name), -rules.slice_margin) for name in guarded_slices(evidence, rules)]
     draws = max(rules.bootstrap_draws, math.ceil(TAIL_DRAWS * len(wanted) / rules.alpha))
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     place: dict[tuple[str, Quantity], int] = {}
@@ -103,6 +107,11 @@ def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed
         )
         judged.append((result, rule))
     return judged, draws
+
+
+def guarded_slices(evidence: Evidence, rules: Gate) -> list[str]:
+    """The slices with clicks enough to guard; the others are reported."""
+    return [name for name, positives in evidence.slices.items() if positives >= rules.slice_min_positives]
 
 
 def _holm(judged: list[Judged], alpha: float) -> list[Judged]:
@@ -195,6 +204,21 @@ def _table(measured: Mapping[Quantity, RequestAuc]) -> dict[str, dict[str, float
     for member in MEMBERS:
         row = {kind: measured.get((member, kind)) for kind in KINDS[1:]}
         table[member] = {kind: _finite(gauc(grouped)) if grouped is not None else None for kind, grouped in row.items()}
+    return table
+
+
+def _slices(evidence: Evidence, rules: Gate) -> dict[str, dict[str, Any]]:
+    """What is known of each slice, guarded or not."""
+    guards = set(guarded_slices(evidence, rules)) if evidence.against is not None else set()
+    table = {}
+    for name, positives in evidence.slices.items():
+        ours, theirs = evidence.challenger.get((SLICED, name)), evidence.champion.get((SLICED, name))
+        table[name] = {
+            "positives": positives,
+            "gauc": _finite(gauc(ours)) if ours is not None else None,
+            "champion_gauc": _finite(gauc(theirs)) if theirs is not None else None,
+            "guarded": name in guards,
+        }
     return table
 
 

@@ -37,6 +37,7 @@ class Verdict:
     rules: tuple[Rule, ...]
     gauc: dict[str, dict[str, float | None]]  # of the challenger: member -> kind
     champion_gauc: dict[str, dict[str, float | None]] | None
+    slices: dict[str, dict[str, Any]]  # by name: positives, gauc, champion_gauc, and whether it guards
     requests: int
     positives: int
     manifests: tuple[str, ...]

@@ -1,6 +1,6 @@
 """A verdict in words: the sentences that carry it, and all of it on one screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hap.evaluation.evidence import MEMBERS, Evidence, Finding
 from hap.evaluation.verdict import Outcome, Rule, Verdict
@@ -30,9 +30,9 @@ def _sentence(rule: Rule, verdict: Outcome, rules: Gate) -> str:
         return f"{level}, {'below' if verdict == 'refuse' else 'too uncertain against'} the floor {_number(rule.bound)}"
     if verdict == "refuse":
         loss = f"fell by {_number(-value)} [{_number(-upper)}, {_number(-lower)}]"
-        return f"{member}: GAUC on {kind} {loss}, more than the margin {_number(rules.margin)}"
+        return f"{member}: GAUC on {kind} {loss}, more than the margin {_number(-rule.bound)}"
     change = f"changed by {value:+.3f} [{lower:+.3f}, {upper:+.3f}]".replace("0.", ".")
-    return f"{member}: GAUC on {kind} {change}, which neither shows nor excludes a loss of more than {_number(rules.margin)}"
+    return f"{member}: GAUC on {kind} {change}, which neither shows nor excludes a loss of more than {_number(-rule.bound)}"
 
 
 def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> str:
@@ -44,9 +44,12 @@ def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> s
     if evidence.against is None:
         count = f"all {len(judged)} GAUC lie above their floors"
         return f"{count}; closest is {member} on {kind}, at least {_number(lower)} against {_number(closest.bound)}"
-    count = f"no worse than v{evidence.against} on all {len(judged) // 2} guarded GAUC, and above every floor"
+    compared = [rule for rule in judged if rule.name.endswith("regression")]
+    slices = sum(rule.name.split(".")[1] not in NEGATIVES for rule in compared)
+    guarded = f"{len(compared) - slices} guarded GAUC" + (f" and {slices} slices" if slices else "")
+    count = f"no worse than v{evidence.against} on all {guarded}, and above every floor"
     worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"
-    return f"{count}; closest is {member} on {kind}: {worst}, with {_number(rules.margin)} allowed"
+    return f"{count}; closest is {member} on {kind}: {worst}, with {_number(-closest.bound)} allowed"
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -71,9 +74,26 @@ def verdict_text(verdict: Verdict) -> str:
         ]
         lines.append(f"{member:<13}" + "".join(f"{cell:<26}" for cell in cells).rstrip())
     lines.append(f"each cell: GAUC and its change against the champion, each bound at {1 - verdict.alpha:.0%}; ! refused, ? undecided")
+    if verdict.slices:
+        lines.append(_slices_line(verdict, rules))
     if verdict.parity_max_abs_diff is not None:
         lines.append(f"parity: {verdict.parity_max_abs_diff:.2g} at most between the exported graphs and PyTorch")
     return "\n".join(lines)
+
+
+def _slices_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
+    """How many slices were judged, and the one that fared worst."""
+    guards = [name for name, one in verdict.slices.items() if one["guarded"]]
+    small = len(verdict.slices) - len(guards)
+    said = f"slices: {len(guards)} guarded" + (f", {small} reported only (first version, or too few clicks)" if small else "")
+    changes = {name: rules[f"cascade.{name}.regression"] for name in guards}
+    known = {name: rule for name, rule in changes.items() if rule.value is not None}
+    if not known:
+        return said
+    worst = min(known, key=lambda name: known[name].value or 0.0)
+    return f"{said}; lowest change on {worst}: {known[worst].value:+.3f} [{known[worst].lower:+.3f}, {known[worst].upper:+.3f}]".replace(
+        "0.", "."
+    )
 
 
 def _cell(value: float | None, regression: Rule | None, floor: Rule | None) -> str:
