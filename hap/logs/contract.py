@@ -9,7 +9,7 @@ columns exist is declared in params.yaml (`features`); everything else is fixed.
 - `quarantine`: what to do with bad rows other than refusing their day. `side`: where they go.
 """
 
-from hap.logs.check import ABSENT, EXAMPLES, BrokenRows, DayLogs, Tally, check_day, check_logs, day_logs
+from hap.logs.check import ABSENT, EXAMPLES, UNFINISHED, BrokenRows, DayLogs, Tally, check_day, check_logs, day_logs
 from hap.logs.schema import KEYS, OPTIONAL, STAGES, TABLES, TIME, check_declared, file_schema, logged, table_schema
 from hap.logs.storage import (
     MARKER,
@@ -21,14 +21,15 @@ from hap.logs.storage import (
     logged_days,
     open_file,
     read_paths,
+    table_days,
     unfinished_paths,
     write_day,
 )
 
 __all__ = [
-    "ABSENT", "EXAMPLES", "KEYS", "MARKER", "OPTIONAL", "ROW_GROUP_ROWS", "STAGES", "TABLES", "TIME",
+    "ABSENT", "EXAMPLES", "KEYS", "MARKER", "OPTIONAL", "ROW_GROUP_ROWS", "STAGES", "TABLES", "TIME", "UNFINISHED",
     "BrokenRows", "DayLogs", "Tally",
     "check_day", "check_declared", "check_logs", "day_folder", "day_logs", "day_writer", "describe_days", "file_schema",
-    "has_day", "logged", "logged_days", "open_file", "read_paths", "table_schema", "unfinished_paths",
+    "has_day", "logged", "logged_days", "open_file", "read_paths", "table_days", "table_schema", "unfinished_paths",
     "write_day",
 ]  # fmt: skip
