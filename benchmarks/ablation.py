@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py                               all of it: hours; goes on where it stopped
     python benchmarks/ablation.py --quick --json                a small, honest version in minutes, as JSON
-    python benchmarks/ablation.py --root WORKSPACE --day D      the same on a workspace's samples (collected, see `hapctl collect`)
+    python benchmarks/ablation.py --root WORKSPACE --day D      the same on a workspace's logs, by its own params.yaml
     python benchmarks/ablation.py --report                      measure and draw again what is finished; train nothing
     python benchmarks/ablation.py --estimate                    train one epoch of each model and say how long all of it takes
 
@@ -34,7 +34,8 @@ from benchmarks.proof.worlds import Logged, Simulated, load_world, make_world
 from hap.days import parse_day
 from hap.errors import Busy, HapError, UsageError
 from hap.logs.simulator import SETTINGS
-from hap.params import MODELS, load_params
+from hap.params import MODELS
+from hap.workspace import find_workspace
 
 WORLDS = ("default", "single-interest", "double-noise")
 FULL = {"worlds": WORLDS, "requests": 10_000, "days": 6, "complete": 4_000, "epochs": 8, "seeds": (1, 2, 3, 4, 5), "out": "build/ablation"}
@@ -54,12 +55,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"small: {QUICK}")
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--root", type=Path, help="a workspace whose samples are used in place of the simulator")
+    parser.add_argument("--root", type=Path, help="a workspace whose logs are used in place of the simulator; it is only read")
     parser.add_argument("--day", help="with --root: the last day that judges")
     parser.add_argument("--judging-days", type=int, help="with --root: days that judge together (gate.days where not said)")
     parser.add_argument("--worlds", nargs="+", choices=SETTINGS, help="settings of the simulator, the main one first")
     parser.add_argument("--requests", type=int, help="requests of a simulated day")
-    parser.add_argument("--days", type=int, help="simulated days to train on; one more judges")
+    parser.add_argument("--days", type=int, help="to train on; of the simulator one more judges, with --root train.days where not said")
     parser.add_argument("--complete", type=int, help="requests kept with all their candidates for the routing curve")
     parser.add_argument("--epochs", type=int, help="of every training")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings")
@@ -70,6 +71,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="train one epoch of each model and say how long the rest takes")
     parser.add_argument("--json", action="store_true", help="results.json on stdout in place of text")
     asked = parser.parse_args(words)
+    asked.window = asked.days  # of a workspace, whose own is the default
     for key, value in (QUICK if asked.quick else FULL).items():
         if getattr(asked, key) is None:
             setattr(asked, key, Path(str(value)) if key == "out" else value)
@@ -81,14 +83,15 @@ def worlds_of(asked: argparse.Namespace) -> list[Simulated | Logged]:
 
     Raises:
         UsageError: --root and --day come together or not at all.
+        NotFound: --root is no workspace.
     """
     if (asked.root is None) != (asked.day is None):
         raise UsageError("--root and --day belong together: the workspace, and the day of it that judges")
     if asked.root is None:
         return [Simulated(name, asked.requests, asked.days, asked.complete) for name in asked.worlds]
-    root = asked.root.resolve()
-    judging = asked.judging_days or load_params(root / "params.yaml").gate.days
-    return [Logged(str(root), parse_day(asked.day).isoformat(), judging, asked.complete)]
+    ws = find_workspace(asked.root)
+    params, day = ws.params(), parse_day(asked.day).isoformat()
+    return [Logged(str(ws.root), day, asked.window or params.train.days, asked.judging_days or params.gate.days, asked.complete)]
 
 
 def main(words: list[str] | None = None) -> int:

@@ -94,11 +94,11 @@ def _sizes(world: Found) -> "Figure | None":
         if "wide light" in present:
             absolute.plot(mega["wide light"], value["wide light"]["value"], marker="x", color=curve.get_color())
             gained.plot(mega["wide light"], value["wide light"]["value"] - base[kind]["value"], marker="x", color=curve.get_color())
-    names = ", ".join(f"{name} {mega[name]:.0f}" for name in present)
     for axes, label in ((absolute, "GAUC"), (gained, "GAUC above light")):
-        axes.set(xscale="log", xlabel="million operations for 1,000 candidates", ylabel=label)
+        axes.set(xscale="log", xlabel="million operations for 1,000 candidates (log scale)", ylabel=label)
+        axes.set_xticks(list(mega.values()), [f"{name}\n{value:.0f}" for name, value in mega.items()])
+        axes.minorticks_off()
         axes.legend(fontsize="small")
-    figure.suptitle(f"by model size ({names}; x: the light model made wide)", fontsize="medium")
     return figure
 
 

@@ -85,7 +85,11 @@ def _more_is_worse(routing: Found | None) -> Found:
         return _missing(asked)
     peak = routing["peak"]["hard"][str(SHOWN_AT)]
     answer = "no" if peak["share"] == SHARES[-1] else _sign(peak["above_all"])
-    return _said(asked, answer, f"highest at {peak['share']:.0%}, above 100% by {shown(peak['above_all'], sign=True)}")
+    return _said(
+        asked,
+        answer,
+        f"highest at {peak['share']:.0%}, above 100% by {shown(peak['above_all'], sign=True)}; the share is chosen on the same requests",
+    )
 
 
 def _gap_grows(gap: Found | None, between: Found | None) -> Found:

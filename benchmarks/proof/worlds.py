@@ -1,4 +1,4 @@
-"""Where trials train and are judged: days of the simulator, or of any workspace, collected once.
+"""Where trials train and are judged: days of the simulator, or of any workspace's logs, collected once.
 
 A world's folder holds the samples of its days (made as in any workspace), the judging days' requests with *all* their
 candidates for the routing curve, and world.json, written last. Judged rows lie in one order for every trial (rows.npz).
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hap import durable
-from hap.days import day_range, training_window
+from hap.days import day_range, judging_days, training_window
 from hap.errors import DataError, UsageError
+from hap.logs import contract
 from hap.logs.simulator import SETTINGS, settings_digest, simulate
 from hap.params import KINDS, Params, Window, load_params, resolve
 from hap.project import project_file
@@ -51,10 +52,11 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Logged:
-    """A workspace's logs: its own window before the judging days, the last of which is `day`."""
+    """A workspace's logs: `days` days to train on before the judging days, the last of which is `day`."""
 
     root: str  # absolute
     day: str
+    days: int
     judging_days: int
     complete: int
 
@@ -105,7 +107,7 @@ def make_world(folder: Path, asked: Simulated | Logged) -> World:
     """Make the world, or find it made.
 
     Raises:
-        UsageError: another world lies there.
+        UsageError: another world lies there, or the logs do not hold the days asked for.
         DataError: logs that break their contract, or judging days without a click.
     """
     if (folder / "world.json").exists():
@@ -152,20 +154,24 @@ def _simulate(folder: Path, asked: Simulated) -> tuple[Params, list[Path], list[
 
 
 def _read_logs(folder: Path, asked: Logged) -> tuple[Params, list[Path], list[Path], dict[str, Any]]:
-    """The workspace's own samples, which must be collected; only its logs are read anew, for requests with all candidates."""
-    ws = find_workspace(Path(asked.root))
-    params, last = ws.params(), dt.date.fromisoformat(asked.day)
-    judging = day_range(last - dt.timedelta(days=asked.judging_days - 1), last)
-    window = training_window(last, params.train.days, asked.judging_days)
-    collected = set(partitions.collected_days(ws))
-    window = [day for day in window if day in collected]  # logs may have days without requests
-    if not window:
-        raise DataError(f"{ws.samples} has none of the {params.train.days} days before {judging[0]}; collect them with `hapctl collect`")
-    judging = [day for day in judging if day in collected]
-    training_files, judging_files = partitions.parquet_files(ws, window), partitions.parquet_files(ws, judging)
+    """The workspace's logs, collected by its own params.yaml into the world's folder; the workspace is only read."""
+    source = find_workspace(Path(asked.root))
+    own = source.params()
+    params = own.model_copy(update={"logs": own.logs.model_copy(update={"path": source.logs(own)})})
+    last = dt.date.fromisoformat(asked.day)
+    logged = set(contract.logged_days(params.logs.path))
+    judging = [day for day in judging_days(last, asked.judging_days) if day in logged]
+    window = [day for day in training_window(last, asked.days, asked.judging_days) if day in logged]
+    if last not in logged or not window:
+        days = contract.describe_days(sorted(logged))
+        raise UsageError(
+            f"{asked.day} or the {asked.days} days before it are not in {params.logs.path} (it holds {days}); give another --day"
+        )
+    ws = Workspace(folder.resolve())
+    manifests = [collect_day(ws, params, day) for day in [*window, *judging]]
     _write_complete(folder, ws, params, judging, asked.complete)
-    facts = _window([partitions.load(ws, day) for day in window], [partitions.load(ws, day) for day in judging])
-    return params, training_files, judging_files, facts | {"complete_logs": params.logs.complete}
+    facts = _window(manifests[: len(window)], manifests[len(window) :]) | {"complete_logs": params.logs.complete}
+    return params, partitions.parquet_files(ws, window), partitions.parquet_files(ws, judging), facts
 
 
 def _window(training: Sequence[partitions.Manifest], judging: Sequence[partitions.Manifest]) -> dict[str, Any]:
