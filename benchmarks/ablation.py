@@ -102,6 +102,9 @@ def main(words: list[str] | None = None) -> int:
     except HapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
 
 
 def run(asked: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def _world(place: Place, name: str, trials: Sequence[Trial], say: Say) -> Found:
         for model in variants
     }  # fmt: skip
     world: Found = {
-        "facts": {key: study.world.facts[key] for key in KEPT_OF_WORLD if key in study.world.facts},
+        "facts": _facts(study.world.facts),
         "trials": {"finished": len(finished), "planned": len(trials), "codes": sorted({one.facts["hap_digest"][:12] for one in finished})},
         "gauc": study.estimates("gauc"),
         "auc": study.estimates("auc"),
@@ -103,6 +103,12 @@ def _world(place: Place, name: str, trials: Sequence[Trial], say: Say) -> Found:
     }
     world["targets"] = answer_all(world)
     return world
+
+
+def _facts(facts: Found) -> Found:
+    """What a reader wants to know of the world; where it lay is not of it."""
+    kept = {key: facts[key] for key in KEPT_OF_WORLD if key in facts}
+    return kept | {"asked": {key: value for key, value in facts["asked"].items() if key != "root"}}
 
 
 def _main_routing(routing: Found | None) -> list[Found]:

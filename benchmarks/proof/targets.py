@@ -66,7 +66,22 @@ def _keeps(routing: Found | None) -> Found:
     if routing is None:
         return _missing(asked)
     one = point(routing, "light", ROUTED)[f"at_{SHOWN_AT}"]["relative"]
-    return _said(asked, _sign(one, KEPT), f"it keeps {shown(one, digits=3)} of it")
+    by_value, surely = (_least_share(routing, edge) for edge in ("value", "lo"))
+    return _said(
+        asked,
+        _sign(one, KEPT),
+        f"it keeps {shown(one, digits=3)}; least share that does: {by_value} by the value, {surely} by the lower bound",
+    )
+
+
+def _least_share(routing: Found, edge: str) -> str:
+    """The least routed share from which on KEPT of the recall is kept up to 100%, by the value or the interval's edge."""
+    enough = None
+    for one in reversed(routing["curves"]["light"]):
+        if not one[f"at_{SHOWN_AT}"]["relative"][edge] >= KEPT:
+            break
+        enough = one["share"]
+    return "none" if enough is None else f"{enough:.0%}"
 
 
 def _costs(routing: Found | None) -> Found:
