@@ -12,7 +12,7 @@ are the five losses, the expressive model on hard kinds only, and sizes. Every t
 the same number of epochs, none stopped early, and keeps the epoch that is best on held-out requests of the training days.
 Seeds are paired: one seed gives every loss the same held-out requests, order of batches and first weights.
 
-Results lie in --out: worlds/, trials/ (one folder each, whole or absent, so a killed run loses only what was running),
+Results lie in --out: worlds/, trials/ (one folder each, whole or absent), checkpoints/ of trainings that are under way,
 results.json, figures/*.png and index.html, which opens offline. Trials run in processes of one thread each, seed 1 of
 everything first. With --json the whole of results.json goes to stdout: `gauc` by model, variant and kind (value, lo, hi), `routing` as
 a list of {share, recall_at_k, relative_recall, flops_ratio, ...} of the first world, and `worlds` with everything.

@@ -107,8 +107,8 @@ class Study:
             table.setdefault(model, {})[variant] = {
                 **asdict(size),
                 "flops_of_1000": size.flops(1000),
-                "train_cpu_s": [trial.facts["train_cpu_s"] for trial in one.trials],
-                "cpu_s": [trial.facts["cpu_s"] for trial in one.trials],
+                "train_cpu_s": [trial.facts["train_cpu_s"] for trial in one.trials if not trial.facts["resumed"]],
+                "cpu_s": [trial.facts["cpu_s"] for trial in one.trials if not trial.facts["resumed"]],
             }
         return table
 

@@ -29,15 +29,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """The results folder: worlds/NAME, trials/WORLD/MODEL/VARIANT/seed-N."""
+    """The results folder: worlds/NAME, trials/WORLD/MODEL/VARIANT/seed-N, and checkpoints/ of the same shape while they run."""
 
     root: Path
 
     def world(self, name: str) -> Path:
         return self.root / "worlds" / name
 
-    def trial(self, trial: Trial) -> Path:
-        return self.root / "trials" / trial.world / trial.model / trial.variant / f"seed-{trial.seed}"
+    def trial(self, trial: Trial, what: str = "trials") -> Path:
+        return self.root / what / trial.world / trial.model / trial.variant / f"seed-{trial.seed}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def trial_key(world: World, trial: Trial, epochs: int) -> str:
 
 
 def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
-    """Train, score and write; returns the facts.
+    """Train, score and write; returns the facts. A training that was killed goes on at its latest checkpoint.
 
     The weights are those of the best epoch by GAUC on the held-out requests of the training days, over the kinds the model
     trains on: the rule of every retrain, the same for every loss. The judging days take no part in it.
@@ -86,25 +86,29 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
     import torch
 
     from hap.models.describe import describe
-    from hap.training.loop import score_pools, train
+    from hap.training import loop
+    from hap.training.checkpoint import drop_checkpoints
 
     world = load_world(place.world(trial.world))
     params = variant_params(world.params, trial.variant, trial.seed, epochs)
+    key, kept = trial_key(world, trial, epochs), place.trial(trial, "checkpoints")
+    resumed = kept.exists()
     wall, cpu = time.perf_counter(), time.process_time()
-    trained = train(trial.model, params, world.training, lambda progress: None)
+    trained = loop.train(trial.model, params, world.training, lambda progress: None, place=loop.Place(kept, f"{key} {package_digest()}"))
     train_cpu_s = time.process_time() - cpu
     logits: dict[str, NDArray[np.float32]] = {}
     for part in ("sampled", "complete"):
-        scores, kinds, _ = score_pools(trained.model, world.pools(part), params, torch.device("cpu"))
+        scores, kinds, _ = loop.score_pools(trained.model, world.pools(part), params, torch.device("cpu"))
         if not np.array_equal(kinds, world.rows(part).kind):
             raise HapError(f"{world.folder}: its samples are not those that rows.npz was made from; remove the world and its trials")
         logits[part] = scores.astype(np.float32)
     facts = {
         **trained.facts,
         "trial": asdict(trial),
-        "key": trial_key(world, trial, epochs),
+        "key": key,
         "epochs": epochs,
         "size": asdict(describe(trial.model, params)),
+        "resumed": resumed,  # then the seconds are those of the last part alone
         "train_cpu_s": train_cpu_s,
         "cpu_s": time.process_time() - cpu,
         "wall_s": time.perf_counter() - wall,
@@ -115,13 +119,14 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
         with open(building / "logits.npz", "wb") as handle:
             np.savez(handle, **logits)
         durable.write_json(building / "facts.json", facts)
+    drop_checkpoints(kept)
     return facts
 
 
 def run_all(place: Place, trials: Sequence[Trial], epochs: int, processes: int, say: Say) -> list[str]:
     """Run the trials that are not finished; returns what failed, one line each.
 
-    A trial stands whole or not at all, so a run that was killed goes on at the trials it lacks.
+    A trial stands whole or not at all, so a run that was killed goes on at the trials it lacks, and in those at their checkpoints.
     """
     keys = {name: load_world(place.world(name)) for name in {trial.world for trial in trials}}
     missing = [trial for trial in trials if find(place, trial, trial_key(keys[trial.world], trial, epochs)) is None]
@@ -133,14 +138,13 @@ def run_all(place: Place, trials: Sequence[Trial], epochs: int, processes: int, 
             failed.append(f"{trial}: {error}")
             say(failed[-1])
             continue
-        took.setdefault(trial.model, []).append(facts["wall_s"])
+        if not facts["resumed"]:
+            took.setdefault(trial.model, []).append(facts["wall_s"])
         left = [one for one in missing if find(place, one) is None]
+        hours = f", about {_remaining_h(left, took, processes):.1f} h" if took else ""
         heldout = facts["heldout_gauc_by_epoch"][facts["best_epoch"] - 1]
         shown = " ".join(f"{kind} {value:.3f}" for kind, value in heldout.items())
-        say(
-            f"{trial}: {facts['cpu_s']:.0f} CPU s, best epoch {facts['best_epoch']}, held out {shown}; "
-            f"{len(left)} trials, about {_remaining_h(left, took, processes):.1f} h left"
-        )
+        say(f"{trial}: {facts['cpu_s']:.0f} CPU s, best epoch {facts['best_epoch']}, held out {shown}; {len(left)} trials{hours} left")
     return failed
 
 

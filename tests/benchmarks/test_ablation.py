@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -40,6 +41,29 @@ def test_a_trial_that_was_killed_while_it_was_written_counts_as_missing(place):
     left.mkdir(parents=True)
     (left / "facts.json").write_text("{}")
     assert find(place, trial) is None
+
+
+def test_a_trial_that_was_killed_while_it_trained_goes_on_and_ends_with_the_same_scores(place, monkeypatch):
+    from hap.training import loop
+
+    trial, begun = Trial("default", "light", "bce", 3), loop._Run.train_epoch
+
+    def dies_in_the_second_epoch(run, *words):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        return begun(run, *words)
+
+    run_trial(place, trial, 2)
+    whole = find(place, trial)
+    expected = whole.logits("complete")
+    shutil.rmtree(whole.folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "train_epoch", dies_in_the_second_epoch)
+        run_trial(place, trial, 2)
+    assert find(place, trial) is None
+    assert run_trial(place, trial, 2)["resumed"]
+    np.testing.assert_array_equal(find(place, trial).logits("complete"), expected)
+    assert not place.trial(trial, "checkpoints").exists()
 
 
 def test_a_trial_of_other_epochs_or_parameters_is_refused_by_name(place):
