@@ -141,18 +141,18 @@ def run_all(place: Place, trials: Sequence[Trial], epochs: int, processes: int, 
         if not facts["resumed"]:
             took.setdefault(trial.model, []).append(facts["wall_s"])
         left = [one for one in missing if find(place, one) is None]
-        hours = f", about {_remaining_h(left, took, processes):.1f} h" if took else ""
+        wait = f", about {_remaining_min(left, took, processes):,.0f} minutes" if took and left else ""
         heldout = facts["heldout_gauc_by_epoch"][facts["best_epoch"] - 1]
         shown = " ".join(f"{kind} {value:.3f}" for kind, value in heldout.items())
-        say(f"{trial}: {facts['cpu_s']:.0f} CPU s, best epoch {facts['best_epoch']}, held out {shown}; {len(left)} trials{hours} left")
+        say(f"{trial}: {facts['cpu_s']:.0f} CPU s, best epoch {facts['best_epoch']}, held out {shown}; left: {len(left)}{wait}")
     return failed
 
 
-def _remaining_h(left: Sequence[Trial], took: dict[str, list[float]], processes: int) -> float:
-    """Hours by the clock, from the mean of each model's trials so far."""
+def _remaining_min(left: Sequence[Trial], took: dict[str, list[float]], processes: int) -> float:
+    """Minutes by the clock, from the mean of each model's trials so far."""
     known = {model: sum(times) / len(times) for model, times in took.items()}
     usual = max(known.values())
-    return sum(known.get(trial.model, usual) for trial in left) / processes / 3600
+    return sum(known.get(trial.model, usual) for trial in left) / processes / 60
 
 
 def _each(
