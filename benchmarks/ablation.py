@@ -41,7 +41,7 @@ WORLDS = ("default", "single-interest", "double-noise")
 FULL = {"worlds": WORLDS, "requests": 10_000, "days": 6, "complete": 4_000, "epochs": 8, "seeds": (1, 2, 3, 4, 5), "out": "build/ablation"}
 QUICK = {
     "worlds": WORLDS[:1],
-    "requests": 2_500,
+    "requests": 1_200,
     "days": 3,
     "complete": 1_000,
     "epochs": 6,
