@@ -8,9 +8,10 @@
 
 A trial is one training: (world, model, variant, seed). Worlds are settings of the simulator at its frozen defaults: `default` and
 the two unfavourable ones, six days of 10,000 requests to train on and a seventh that judges. Variants (benchmarks/proof/variants.py)
-are the five losses, the expressive model on hard kinds only, and sizes. Every trial trains through hap.training.loop.train for
-the same number of epochs, none stopped early, and keeps the epoch that is best on held-out requests of the training days.
-Seeds are paired: one seed gives every loss the same held-out requests, order of batches and first weights.
+are the five losses in every world, and in the first one the expressive model on hard kinds only, and sizes. Every trial trains
+through hap.training.loop.train for the same number of epochs, none stopped early, and keeps the epoch that is best on held-out
+requests of the training days. Seeds are paired: one seed gives every loss the same held-out requests, order of batches and
+first weights. The whole run is 170 trials; `--estimate` says how long that is on the machine at hand, one epoch for six.
 
 Results lie in --out: worlds/, trials/ (one folder each, whole or absent), checkpoints/ of trainings that are under way,
 results.json, figures/*.png and index.html, which opens offline. Trials run in processes of one thread each, seed 1 of
@@ -38,7 +39,7 @@ from hap.params import MODELS
 from hap.workspace import find_workspace
 
 WORLDS = ("default", "single-interest", "double-noise")
-FULL = {"worlds": WORLDS, "requests": 10_000, "days": 6, "complete": 4_000, "epochs": 8, "seeds": (1, 2, 3, 4, 5), "out": "build/ablation"}
+FULL = {"worlds": WORLDS, "requests": 10_000, "days": 6, "complete": 4_000, "epochs": 6, "seeds": (1, 2, 3, 4, 5), "out": "build/ablation"}
 QUICK = {
     "worlds": WORLDS[:1],
     "requests": 1_200,

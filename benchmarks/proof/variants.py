@@ -24,9 +24,10 @@ VARIANTS: dict[str, Override] = {
     "ghcl+bce-easy.5": {"loss.name": OURS, "loss.kind_weights": {"EN": 1.0, "RN": 1.0, "PRN": 0.5, "GN": 0.5}},
 }
 
-# What a plain run trains of each model that it concerns: in every world, and in the main one besides.
-EVERYWHERE = (*LOSSES, HARD)
-MAIN_ONLY = ("ghcl+bce-wide", "ghcl+bce-medium", "infonce+bce-hard")
+# What a plain run trains of each model that it concerns.
+EVERYWHERE = LOSSES
+MAIN_WORLD = (HARD,)
+MAIN_WORLD_SIZES = ("ghcl+bce-wide", "ghcl+bce-medium", "infonce+bce-hard")  # not with --quick
 
 # Figure 3 of the paper: name on the axis -> (model, variant), from the cheapest to the dearest.
 SIZES = {
@@ -80,13 +81,14 @@ def plan(
     Args:
         worlds: the first is the main one.
         variants: only these, in every world; None for those of a plain run.
-        sizes: whether a plain run has MAIN_ONLY, too.
+        sizes: whether a plain run has MAIN_WORLD_SIZES, too.
     """
     trials = []
+    main_world = MAIN_WORLD + (MAIN_WORLD_SIZES if sizes else ())
     for seed in seeds:
         for place, world in enumerate(worlds):
             for model in models:
-                usual = EVERYWHERE + (MAIN_ONLY if sizes and place == 0 else ())
+                usual = EVERYWHERE + (main_world if place == 0 else ())
                 trials += [Trial(world, model, variant, seed) for variant in (variants or usual) if concerns(variant, model)]
     return trials
 
