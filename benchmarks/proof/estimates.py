@@ -56,8 +56,12 @@ class Measured:
         ratio_S = self.value_S / other.value_S
         return Measured(ratio_S, (self.influence_SC - ratio_S[:, None] * other.influence_SC) / other.value_S[:, None])
 
-    def estimate(self, level: float = LEVEL) -> Estimate:
-        """Mean over the seeds with its interval; of one seed, over requests alone."""
+    def estimate(self, low: float = -np.inf, high: float = np.inf) -> Estimate:
+        """Mean over the seeds with its interval; of one seed, over requests alone.
+
+        Args:
+            low, high: what the figure can be at all; the interval ends there.
+        """
         seeds, clusters = len(self.value_S), int((self.influence_SC != 0).any(axis=0).sum())  # those that weigh
         value = float(self.value_S.mean())
         by_seed = tuple(map(float, self.value_S))
@@ -75,8 +79,8 @@ class Measured:
             variance = max(between + max(cases - both / seeds, 0.0), cases)
             if between > 0:
                 freedom = min(freedom, variance**2 / (between**2 / (seeds - 1)))
-        half = float(stats.t.ppf(0.5 + level / 2, freedom)) * variance**0.5
-        return Estimate(value, value - half, value + half, seeds, clusters, deviation, by_seed)
+        half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * variance**0.5
+        return Estimate(value, max(value - half, low), min(value + half, high), seeds, clusters, deviation, by_seed)
 
 
 def mean_over_weights(value_SR: F64, weight_R: F64, cluster_R: NDArray[np.int64]) -> Measured:

@@ -113,10 +113,11 @@ def _routing(world: Found) -> "Figure":
         x = [100 * one["share"] for one in points]
         y = [one[at]["recall"]["value"] for one in points]
         by_share.plot(x, y, marker=".", label=label, color=colour)
-        if name != "oracle":
+        if name in ("light", "hard"):
             band = [[one[at]["recall"][edge] for one in points] for edge in ("lo", "hi")]
             if None not in band[0]:
                 by_share.fill_between(x, *band, color=colour, alpha=0.12)
+        if name != "oracle":
             by_cost.plot([one["flops_ratio"] for one in points], [one[at]["relative"]["value"] for one in points], marker=".", color=colour)
     level = routing["expressive_on_all"][str(SHOWN_AT)]["value"]
     by_share.axhline(level, color="black", linestyle="--", linewidth=1, label="expressive on all")
@@ -142,6 +143,7 @@ def _training(model: str, variants: Found) -> "Figure":
             axes.plot(epochs, curves[kind]["mean"], label=name, color=COLOURS[name], marker="." if len(epochs) == 1 else None)
             axes.fill_between(epochs, curves[kind]["least"], curves[kind]["greatest"], color=COLOURS[name], alpha=0.12)
         axes.set(title=f"{model}: {kind}", xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylabel("held-out GAUC")
     figure.axes[-1].legend(fontsize="small")
     return figure

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from benchmarks.proof import figures, page
+from benchmarks.proof.estimates import LEVEL
 from benchmarks.proof.study import SHOWN_AT, Study
 from benchmarks.proof.targets import answer_all
 from benchmarks.proof.trials import Place, Say
@@ -32,7 +33,7 @@ def report(place: Place, trials: Sequence[Trial], epochs: int, say: Say) -> Foun
         "facts": {
             "epochs": epochs,
             "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
-            "level": 0.95,
+            "level": LEVEL,
             "python": platform.python_version(),
             "machine": platform.machine(),
             **{name: version(name) for name in LIBRARIES},

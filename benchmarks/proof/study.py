@@ -60,7 +60,7 @@ class Study:
         """`gauc` or `auc` by model, variant and kind."""
         table: Found = {}
         for (model, variant), one in self.scored.items():
-            table.setdefault(model, {})[variant] = {kind: asdict(getattr(one, figure)[kind].estimate()) for kind in NEGATIVES}
+            table.setdefault(model, {})[variant] = {kind: asdict(getattr(one, figure)[kind].estimate(0, 1)) for kind in NEGATIVES}
         return table
 
     def difference(self, of: tuple[str, str], against: tuple[str, str]) -> Found | None:
@@ -142,7 +142,7 @@ class Study:
             rank = [on_all[seeds.index(seed)] for seed in (hard_seeds if name == "hard" else seeds)]
             curves[name], measured = _curve(selected, rank, requests, rows, costs)
             best_below_all[name] = {str(k): _peak(points) for k, points in measured.items()}
-        levels = {str(k): asdict(_recall(on_all, requests, rows, k).estimate()) for k in RECALL_AT}
+        levels = {str(k): asdict(_recall(on_all, requests, rows, k).estimate(0, 1)) for k in RECALL_AT}
         return {
             "requests": len(requests.counts),
             "candidates": float(requests.counts.mean()),
@@ -196,9 +196,9 @@ def _curve(
             measured[k][share] = recall = _recall(finals, requests, rows, k)
             same = np.stack([routing.agreement(final, place, requests, k) for final, place in zip(finals, on_all, strict=True)])
             point[f"at_{k}"] = {
-                "recall": asdict(recall.estimate()),
-                "relative": asdict(recall.over(whole[k]).estimate()),
-                "agreement": asdict(mean_over_weights(same, ones, rows.cluster).estimate()),
+                "recall": asdict(recall.estimate(0, 1)),
+                "relative": asdict(recall.over(whole[k]).estimate(0)),
+                "agreement": asdict(mean_over_weights(same, ones, rows.cluster).estimate(0, 1)),
             }
         points.append(point)
     return points, measured

@@ -143,6 +143,11 @@ def test_one_seed_has_an_interval_over_requests_and_no_spread_of_seeds():
     assert found.lo < found.value < found.hi and np.isnan(found.seed_deviation)
 
 
+def test_an_interval_ends_where_the_figure_cannot_go():
+    found = measured_of(np.array([[0.1, 0.2, 0.1], [0.9, 0.8, 0.9]])).estimate(0, 1)
+    assert (found.lo, found.hi) == (0, 1)
+
+
 def test_one_user_alone_bounds_nothing():
     found = mean_over_weights(np.ones((2, 5)), np.ones(5), np.zeros(5, int)).estimate()
     assert found.value == 1.0 and np.isnan(found.lo) and np.isnan(found.hi)
