@@ -91,10 +91,12 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
 
     world = load_world(place.world(trial.world))
     params = variant_params(world.params, trial.variant, trial.seed, epochs)
-    key, kept = trial_key(world, trial, epochs), place.trial(trial, "checkpoints")
+    key = trial_key(world, trial, epochs)
+    made_by = hashlib.sha256(f"{key} {package_digest()}".encode()).hexdigest()  # other code goes on at no checkpoint of this one
+    kept = place.trial(trial, "checkpoints") / made_by[:16]
     resumed = kept.exists()
     wall, cpu = time.perf_counter(), time.process_time()
-    trained = loop.train(trial.model, params, world.training, lambda progress: None, place=loop.Place(kept, f"{key} {package_digest()}"))
+    trained = loop.train(trial.model, params, world.training, lambda progress: None, place=loop.Place(kept, made_by))
     train_cpu_s = time.process_time() - cpu
     logits: dict[str, NDArray[np.float32]] = {}
     for part in ("sampled", "complete"):
@@ -119,7 +121,7 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
         with open(building / "logits.npz", "wb") as handle:
             np.savez(handle, **logits)
         durable.write_json(building / "facts.json", facts)
-    drop_checkpoints(kept)
+    drop_checkpoints(kept.parent)
     return facts
 
 
