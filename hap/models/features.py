@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from hap.params import Feature, Features
 from hap.samples.order_key import constants, embedding_rows
@@ -117,5 +118,10 @@ class PairLayer(nn.Module):
         """-> F32[N, out]; `request_N` names each candidate's request, None where there is only one."""
         projected = self.user(user_BD)
         if request_N is not None:
-            user_BD, projected = user_BD[request_N], projected[request_N]
+            # A lookup, not an index: its gradient is added up row by row, several times faster on a CPU.
+            user_BD, projected = embedding(request_N, user_BD), embedding(request_N, projected)
         return projected + self.item(item_ND) + self.cross(user_BD * item_ND)
+
+    def for_user(self, user_1D: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer is to the items of one user: weight F32[out, D], bias F32[1, out]. Wi v + Wx (u*v) = (Wi + Wx diag(u)) v."""
+        return self.item.weight + self.cross.weight * user_1D, self.user(user_1D)
