@@ -41,7 +41,12 @@ class Tables(nn.Module):
         a, b = (torch.tensor(column, dtype=torch.int64, device=ids.device) for column in zip(*salts, strict=True))
         sizes = torch.tensor([feature.rows for feature in declared], dtype=torch.int64, device=ids.device)
         rows = torch.where(ids > 0, embedding_rows(ids, a, b, sizes), 0)  # all columns at once: one run of a dozen operations
-        return torch.cat([self.tables[feature.name](rows[..., place]) for place, feature in enumerate(declared)], dim=-1)
+        return torch.cat([self._look_up(feature.name, rows[..., place]) for place, feature in enumerate(declared)], dim=-1)
+
+    def _look_up(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of a table. Sparse gradients keep those of row 0, which filtering would copy; RowAdagrad leaves that row alone."""
+        table = cast(nn.Embedding, self.tables[name])
+        return embedding(rows, table.weight, padding_idx=None if table.sparse else 0, sparse=table.sparse)
 
 
 class DenseScaler(nn.Module):

@@ -27,6 +27,7 @@ from hap.training.conflict import measure_conflict
 from hap.training.feed import Feed
 from hap.training.losses import loss_terms
 from hap.training.ranks import ALONE, Ranks
+from hap.training.row_adagrad import RowAdagrad
 
 Report = Callable[["Progress"], None]
 
@@ -89,8 +90,7 @@ def train(
     """
     settings = params.train
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: Adagrad builds valid tensors, and torch warns otherwise
+    be_deterministic()
     torch.manual_seed(params.seed)
     device = pick_device(settings.device)
     kinds = getattr(params, name).kinds()
@@ -145,9 +145,9 @@ class _Run:
         self.forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if settings.compile else model
         self.tables = [p for n, p in model.named_parameters() if ".tables." in n]
         self.dense = [p for n, p in model.named_parameters() if ".tables." not in n]
-        # Sparse Adagrad touches only the rows of a batch and equals dense Adagrad exactly; Adam for the rest.
-        self.sparse_step = torch.optim.Adagrad(self.tables, lr=settings.embedding_learning_rate)
-        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate)
+        # Adagrad of touched rows equals dense Adagrad exactly; Adam, in one pass over all parameters, for the rest.
+        self.sparse_step = RowAdagrad(self.tables, lr=settings.embedding_learning_rate)
+        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate, fused=True)
         self.warmup = torch.optim.lr_scheduler.LambdaLR(self.dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
         self.epoch, self.step, self.done = 1, 0, 0  # the epoch, the next step in it, steps done in all
         self.sums: dict[str, Tensor] = {}  # of each term's means: over the epoch, and since the last point of the curves
@@ -261,6 +261,15 @@ class _Run:
         rate = samples * self.ranks.world / took_s  # the others have as many, give or take a request
         terms = {term: value for term, value in losses.items() if term != "step"}
         return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
+
+
+def be_deterministic() -> None:
+    """The same bits from every run on one machine."""
+    torch.use_deterministic_algorithms(True)
+    # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
+    # price of hundreds of passes a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: lookups make valid tensors, and torch warns otherwise
 
 
 def warm_start(model: nn.Module, weights: Path) -> int:
