@@ -37,16 +37,22 @@ class Tables(nn.Module):
 
     def forward(self, ids: Tensor, declared: Sequence[Feature]) -> Tensor:
         """ids I64[..., F] of the declared features -> F32[..., F * D]."""
-        salts = [constants(feature.name) for feature in declared]
-        a, b = (torch.tensor(column, dtype=torch.int64, device=ids.device) for column in zip(*salts, strict=True))
-        sizes = torch.tensor([feature.rows for feature in declared], dtype=torch.int64, device=ids.device)
-        rows = torch.where(ids > 0, embedding_rows(ids, a, b, sizes), 0)  # all columns at once: one run of a dozen operations
+        rows = hashed_rows(ids, declared)
         return torch.cat([self._look_up(feature.name, rows[..., place]) for place, feature in enumerate(declared)], dim=-1)
 
     def _look_up(self, name: str, rows: Tensor) -> Tensor:
         """Rows of a table. Sparse gradients keep those of row 0, which filtering would copy; RowAdagrad leaves that row alone."""
         table = cast(nn.Embedding, self.tables[name])
         return embedding(rows, table.weight, padding_idx=None if table.sparse else 0, sparse=table.sparse)
+
+
+@torch.compiler.disable  # on a CPU torch 2.13 makes a kernel of it that divides by the zeros beyond the last column
+def hashed_rows(ids: Tensor, declared: Sequence[Feature]) -> Tensor:
+    """ids I64[..., F] of the declared features -> rows of their tables I64[..., F]; id 0 (missing, padding) is row 0."""
+    salts = [constants(feature.name) for feature in declared]
+    a, b = (torch.tensor(column, dtype=torch.int64, device=ids.device) for column in zip(*salts, strict=True))
+    sizes = torch.tensor([feature.rows for feature in declared], dtype=torch.int64, device=ids.device)
+    return torch.where(ids > 0, embedding_rows(ids, a, b, sizes), 0)  # all columns at once: one run of a dozen operations
 
 
 class DenseScaler(nn.Module):
