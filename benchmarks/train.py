@@ -72,7 +72,7 @@ def prepare(scratch: Path, args: argparse.Namespace) -> dict[str, int]:
     batches = list(feed.batches(base.seed, 1))
     whole = flat_rows(batches, np.random.default_rng(args.seed))
     np.savez(scratch / "flat.npz", **whole)
-    return {"samples": sum(counts.values()), "requests": feed.requests(), "batches": len(batches)}
+    return {"samples": sum(counts.values()), "training_requests": feed.requests(), "batches": len(batches)}
 
 
 def with_rows(params: Any, rows: int) -> Any:
