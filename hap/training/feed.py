@@ -52,10 +52,14 @@ class Pool:
         request = np.repeat(np.arange(len(chosen)), counts)
         ends = np.cumsum(counts)
         rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-        arrays = (
-            self.user_ids[chosen], self.user_dense[chosen], self.hist_ids[chosen], self.hist_dense[chosen],
-            self.cand_ids[rows], self.cand_dense[rows], request, self.kind[rows],
-        )  # fmt: skip
+        by_request = (self.user_ids, self.user_dense, self.hist_ids, self.hist_dense)
+        by_candidate = (self.cand_ids, self.cand_dense)
+        arrays = [
+            *[array.take(chosen, axis=0) for array in by_request],
+            *[array.take(rows, axis=0) for array in by_candidate],
+            request,
+            self.kind.take(rows),
+        ]
         return Batch(*[torch.from_numpy(array) for array in arrays])
 
     def request(self, place: int) -> dict[str, NDArray[Any]]:
@@ -82,7 +86,7 @@ def read_pool(table: pa.Table, features: Features) -> Pool:
     """Rows of a samples file as arrays; absent ids become 0, absent dense values the feature's `missing`."""
     table = table.combine_chunks()
     kind, offsets = _flat(table["cand_kind"])
-    hist_rows, hist_present = _history_index(table, features)
+    hist_rows = _history_index(table, features)
     rows = table.num_rows
 
     def request_level(declared: Sequence[Feature], dtype: Any) -> NDArray[Any]:
@@ -95,8 +99,8 @@ def read_pool(table: pa.Table, features: Features) -> Pool:
         columns = []
         for feature in declared:
             flat = _filled(_values(table[f"hist_{feature.name}"]), feature)
-            flat = np.concatenate([flat, np.zeros(1, flat.dtype)])  # hist_rows of padding point at this last one
-            columns.append(np.where(hist_present, flat[hist_rows], 0))
+            # Places of padding point at this last one.
+            columns.append(np.concatenate([flat, np.zeros(1, flat.dtype)]).take(hist_rows))
         return _stack(columns, hist_rows.shape, dtype)
 
     return Pool(
@@ -126,27 +130,28 @@ def _values(column: pa.ChunkedArray) -> pa.Array:
 
 def _filled(values: Any, feature: Feature) -> NDArray[Any]:
     if feature.type == "dense":
-        array = np.asarray(pc.fill_null(values.cast(pa.float32()), feature.missing).to_numpy(zero_copy_only=False))
-        return np.where(np.isnan(array), np.float32(feature.missing), array)
-    return np.asarray(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False))
+        floats = values.cast(pa.float32())
+        floats = pc.fill_null(floats, feature.missing) if floats.null_count else floats
+        array = np.asarray(floats.to_numpy(zero_copy_only=False))
+        broken = np.isnan(array)
+        return np.where(broken, np.float32(feature.missing), array) if broken.any() else array
+    ids = values.cast(pa.int64())
+    return np.asarray((pc.fill_null(ids, 0) if ids.null_count else ids).to_numpy(zero_copy_only=False))
 
 
 def _stack(columns: list[NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    if not columns:
-        return np.zeros((*shape, 0), dtype)
-    return np.ascontiguousarray(np.stack(columns, axis=-1).astype(dtype, copy=False))
+    whole = np.empty((*shape, len(columns)), dtype)
+    for place, column in enumerate(columns):
+        whole[..., place] = column
+    return whole
 
 
-def _history_index(table: pa.Table, features: Features) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For [R, L]: the flat row of each of the last L events, left-padded, and whether it is real."""
+def _history_index(table: pa.Table, features: Features) -> NDArray[np.int64]:
+    """For [R, L]: the flat row of each of the last L events, left-padded; padding points one beyond the last row."""
     length = features.history_length
-    if not features.history:
-        return np.zeros((table.num_rows, length), np.int64), np.zeros((table.num_rows, length), bool)
     values, offsets = _flat(table[f"hist_{features.history[0].name}"])
-    back = np.arange(length, 0, -1)
-    rows = offsets[1:, None] - back[None, :]
-    present = rows >= offsets[:-1, None]
-    return np.where(present, rows, len(values)), present
+    rows = offsets[1:, None] - np.arange(length, 0, -1)[None, :]
+    return np.where(rows >= offsets[:-1, None], rows, len(values))
 
 
 class Feed:
@@ -190,21 +195,22 @@ class Feed:
             start = 0
 
     def _shuffled(self, units: Sequence[int], seed: int, epoch: int) -> tuple[Pool, list[NDArray[np.int64]]]:
-        """This part's requests of the units, and each unit's places among them in an order of its own."""
+        """The units' requests, and the places of this part's among them: each unit's in an order of its own."""
         tables = [self._read(unit) for unit in units] or [self._read(0).slice(0, 0)]
         pool = read_pool(pa.concat_tables(tables), self.params.features)
-        kept = self._belongs(pool)
-        owner = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])[kept]
-        bounds = np.searchsorted(owner, np.arange(len(tables) + 1))
+        kept = np.flatnonzero(self._belongs(pool))  # the others stay where they are: leaving them out would copy the pool
+        bounds = np.searchsorted(kept, np.cumsum([0, *[table.num_rows for table in tables]]))
         parts = [
-            first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)
+            kept[first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)]
             for unit, (first, end) in zip(units, pairwise(bounds.tolist()), strict=False)
         ]
-        return pool.keep(kept, self.kinds), parts or [np.zeros(0, np.int64)]
+        if self.kinds != KINDS:
+            pool = pool.keep(np.ones(len(pool), bool), self.kinds)
+        return pool, parts or [np.zeros(0, np.int64)]
 
     def _read(self, unit: int) -> pa.Table:
         file, group = self.units[unit]
-        return self.files[file].read_row_group(group, columns=self.columns)
+        return self.files[file].read_row_group(group, columns=self.columns, use_threads=False)
 
     def _rows(self, unit: int) -> int:
         file, group = self.units[unit]

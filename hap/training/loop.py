@@ -7,7 +7,7 @@ ends with the weights it would have had.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +24,10 @@ from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
 from hap.training.checkpoint import load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
-from hap.training.feed import Feed
+from hap.training.feed import Feed, Pool
 from hap.training.losses import loss_terms
 from hap.training.ranks import ALONE, Ranks
+from hap.training.row_adagrad import RowAdagrad
 
 Report = Callable[["Progress"], None]
 
@@ -89,15 +90,14 @@ def train(
     """
     settings = params.train
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: Adagrad builds valid tensors, and torch warns otherwise
+    be_deterministic()
     torch.manual_seed(params.seed)
     device = pick_device(settings.device)
     kinds = getattr(params, name).kinds()
     model = build_model(name, params)
     taken = warm_start(model, warm) if warm else 0
     feed = Feed(files, params, heldout=False, kinds=("EP", *kinds))
-    heldout = list(Feed(files, params, heldout=True).pools()) if ranks.leads else []
+    heldout = Feed(files, params, heldout=True)
     columns = next(module for module in model.modules() if isinstance(module, Columns))
     counts = _set_scales(columns, feed, params)
     if not counts["EP"]:
@@ -110,7 +110,7 @@ def train(
         run.resume(state, trained)
     while run.epoch <= settings.epochs:
         over = run.train_epoch(trained, report, place)
-        gaucs = run.agreed(heldout_gauc(model, heldout, params, device) if ranks.leads else {})
+        gaucs = run.agreed(heldout_gauc(model, heldout.pools(), params, device) if ranks.leads else {})
         report(replace(over, gauc=gaucs))
         if run.close_epoch(trained, gaucs):
             break
@@ -145,9 +145,9 @@ class _Run:
         self.forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if settings.compile else model
         self.tables = [p for n, p in model.named_parameters() if ".tables." in n]
         self.dense = [p for n, p in model.named_parameters() if ".tables." not in n]
-        # Sparse Adagrad touches only the rows of a batch and equals dense Adagrad exactly; Adam for the rest.
-        self.sparse_step = torch.optim.Adagrad(self.tables, lr=settings.embedding_learning_rate)
-        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate)
+        # Adagrad of touched rows equals dense Adagrad exactly; Adam, in one pass over all parameters, for the rest.
+        self.sparse_step = RowAdagrad(self.tables, lr=settings.embedding_learning_rate)
+        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate, fused=True)
         self.warmup = torch.optim.lr_scheduler.LambdaLR(self.dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
         self.epoch, self.step, self.done = 1, 0, 0  # the epoch, the next step in it, steps done in all
         self.sums: dict[str, Tensor] = {}  # of each term's means: over the epoch, and since the last point of the curves
@@ -263,6 +263,15 @@ class _Run:
         return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
 
 
+def be_deterministic() -> None:
+    """The same bits from every run on one machine."""
+    torch.use_deterministic_algorithms(True)
+    # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
+    # price of hundreds of passes a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: lookups make valid tensors, and torch warns otherwise
+
+
 def warm_start(model: nn.Module, weights: Path) -> int:
     """Take over weights of equal name and shape; returns how many parameters that were."""
     old = torch.load(weights, map_location="cpu", weights_only=True)
@@ -296,25 +305,25 @@ def _autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
-def heldout_gauc(model: nn.Module, pools: list[Any], params: Params, device: torch.device) -> dict[str, float]:
+def heldout_gauc(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> dict[str, float]:
     """GAUC of each kind over the held-out requests."""
     scores, kinds, counts = score_pools(model, pools, params, device)
     grouped = request_aucs(scores, kinds, np.concatenate([[0], np.cumsum(counts)]))
     return {kind: gauc(values) for kind, values in grouped.items()}
 
 
-def score_pools(model: nn.Module, pools: list[Any], params: Params, device: torch.device) -> tuple[Any, Any, Any]:
-    """Logits f64[N], kinds i8[N] and candidates per request i64[R] of every request in the pools, in order."""
+def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> tuple[Any, Any, Any]:
+    """Logits f64[N], kinds i8[N] and candidates per request i64[R] of every request in the pools, in order, one pool at a time."""
     model.eval()
-    logits: list[Any] = []
+    logits, kinds, counts = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], [np.zeros(0, np.int64)]
     with torch.inference_mode():
         for pool in pools:
+            kinds.append(pool.kind)
+            counts.append(np.diff(pool.offsets))
             for start in range(0, len(pool), params.train.batch_requests):
                 batch = pool.batch(np.arange(start, min(start + params.train.batch_requests, len(pool))))
-                logits.append(model(_to(batch, device)).cpu().numpy())
-    kinds = np.concatenate([pool.kind for pool in pools]) if pools else np.zeros(0, np.int8)
-    counts = np.concatenate([np.diff(pool.offsets) for pool in pools]) if pools else np.zeros(0, np.int64)
-    return np.concatenate(logits).astype(np.float64) if logits else np.zeros(0), kinds, counts
+                logits.append(model(_to(batch, device)).float().cpu().numpy())
+    return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
 def _set_scales(columns: Columns, feed: Feed, params: Params) -> dict[str, int]:
