@@ -87,3 +87,29 @@ def test_training_goes_on_from_warm_weights(small_params: Params, sample_files: 
     warm, seen = run("light", small_params, sample_files, warm=tmp_path / "light" / "model.pt")
     assert sum(seen[0].loss.values()) < sum(cold[0].loss.values())
     assert warm.facts["warm_parameters"] > 0 == trained.facts["warm_parameters"]
+
+
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_looking_at_the_conflict_changes_no_weight(name: str, small_params: Params, sample_files: list[Path]) -> None:
+    def looking(every: int) -> Trained:
+        settings = small_params.train.model_copy(update={"conflict_steps": every, "batch_requests": 16})
+        return run(name, small_params.model_copy(update={"train": settings}), sample_files)[0]
+
+    blind, seen = looking(0), looking(3)
+    assert blind.conflicts == []
+    steps = [record["step"] for record in seen.conflicts]
+    assert steps == list(range(0, steps[-1] + 1, 3))
+    assert len(steps) > 2
+    for key, value in blind.model.state_dict().items():
+        assert torch.equal(value, seen.model.state_dict()[key]), key
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of torch itself
+def test_a_compiled_model_is_looked_at_like_any_other(small_params: Params, sample_files: list[Path]) -> None:
+    settings = small_params.train.model_copy(update={"conflict_steps": 1, "epochs": 1})
+    plain, _ = run("light", small_params.model_copy(update={"train": settings}), sample_files)
+    compiled = small_params.model_copy(update={"train": settings.model_copy(update={"compile": True})})
+    found, _ = run("light", compiled, sample_files)
+    for one, other in zip(plain.conflicts, found.conflicts, strict=True):
+        assert one["norm"] == pytest.approx(other["norm"], rel=1e-2)
