@@ -66,7 +66,7 @@ def draw_conflict(records: Sequence[dict[str, Any]], title: str) -> "Figure":
     norms.set(xlabel="step", ylabel="norm of the gradient", yscale="log", title=title)
     _draw_curves(cosines, records, "cosine", pairs)
     cosines.axhline(0, color="black", linewidth=0.8)
-    cosines.set(xlabel="step", ylabel="cosine", ylim=(-1, 1), title="cosine between kinds")
+    cosines.set(xlabel="step", ylabel="cosine", ylim=(-1.05, 1.05), title="cosine between kinds")
     for axes in (norms, cosines):
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize="small")
