@@ -37,8 +37,9 @@ def workspace(logged_workspace: Workspace, small_params: Params, tmp_path: Path)
     return ws
 
 
-def ready(ws: Workspace, params: Params, **train: object) -> None:
-    """run.yaml and window.json, with other settings of `train` where given."""
+def ready(ws: Workspace, params: Params, loss: dict[str, object] | None = None, **train: object) -> None:
+    """run.yaml and window.json, with other settings of `train` and `loss` where given."""
+    params = params.model_copy(update={"loss": params.loss.model_copy(update=loss or {})})
     settings = {"batch_requests": 16, "epochs": 12, "patience": 12, "checkpoint_steps": 4, "log_steps": 5, "conflict_steps": 0, **train}
     params = params.model_copy(update={"train": params.train.model_copy(update=settings)})
     durable.write_json(ws.window_file, {"days": [partitions.load(ws, FIRST_DAY).id]})
@@ -88,6 +89,29 @@ def test_two_processes_reach_the_loss_of_one(workspace: Workspace, small_params:
     assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
     for key, value in weights.items():
         assert torch.allclose(value, shared_weights[key], atol=1e-3), key
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [({"surgery": "pcgrad"}, {}), ({"surgery": "gradvac"}, {"name": "infonce+bce"}), ({}, {"weighting": "uncertainty"})],
+)
+def test_surgery_and_learned_weights_and_what_is_seen_of_the_conflict_do_not_depend_on_the_number_of_processes(
+    workspace: Workspace, small_params: Params, settings: dict, loss: dict
+) -> None:
+    ready(workspace, small_params, loss, epochs=2, conflict_steps=3, **settings)
+    finish(start(workspace, ALONE))
+    weights, figures = outcome(workspace)
+    finish(start(workspace, TORCHRUN))
+    shared_weights, shared = outcome(workspace)
+    assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
+    assert shared["learned_weights"] == (pytest.approx(figures["learned_weights"], abs=1e-3) if figures["learned_weights"] else None)
+    for key, value in weights.items():
+        assert torch.allclose(value, shared_weights[key], atol=1e-3), key
+    assert len(figures["conflict"]) > 3
+    for one, other in zip(figures["conflict"], shared["conflict"], strict=True):
+        for figure in ("norm", "pull", "cosine"):
+            assert other[figure] == pytest.approx(one[figure], abs=0.02, rel=0.02), one["step"]
 
 
 @pytest.mark.long
