@@ -69,3 +69,10 @@ def kind_gradients(logits: Tensor, pulls_KN: Tensor, parameters: Sequence[nn.Par
                 whole_KD[row, start : start + parameter.numel()] = part.reshape(-1)
             start += parameter.numel()
     return ranks.sum(whole_KD)
+
+
+def keep_compiled_graphs() -> None:
+    """Let graphs that torch.compile makes from now on be gone through once for each kind; else torch refuses the second time."""
+    from torch._functorch import config
+
+    config.donated_buffer = False

@@ -26,7 +26,7 @@ from hap.training.checkpoint import load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
 from hap.training.distill import distill_term, load_teacher
 from hap.training.feed import Feed, Pool
-from hap.training.kinds import kind_gradients, kind_pulls
+from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
 from hap.training.losses import Term, loss_terms
 from hap.training.ranks import ALONE, Ranks
 from hap.training.row_adagrad import RowAdagrad
@@ -156,8 +156,8 @@ class _Run:
         settings = params.train
         self.name, self.params, self.model, self.feed, self.ranks, self.device = name, params, model, feed, ranks, device
         self.kinds = getattr(params, name).kinds()
-        if settings.compile:  # a graph that is gone through once for each kind must keep its buffers
-            torch._functorch.config.donated_buffer = False
+        if settings.compile:
+            keep_compiled_graphs()
         self.forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if settings.compile else model
         self.tables = [p for n, p in model.named_parameters() if ".tables." in n]
         self.dense = [p for n, p in model.named_parameters() if ".tables." not in n]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hap.models.build import build_model
 from hap.params import KINDS, NEGATIVES, Loss, Params
 from hap.training.feed import Feed
-from hap.training.kinds import kind_gradients, kind_pulls
+from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
 from hap.training.losses import loss_terms
 from hap.training.ranks import ALONE
 from tests.training.test_losses import LOSSES, jagged
@@ -138,3 +138,20 @@ def test_an_empty_share_of_a_batch_has_parts_of_nothing() -> None:
     assert found.shape == (4, 0)
     weight = torch.nn.Parameter(torch.ones(3))
     assert torch.equal(kind_gradients(none, found, [weight], ALONE), torch.zeros(4, 3))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns of torch itself
+def test_a_compiled_graph_is_gone_through_for_each_kind() -> None:
+    keep_compiled_graphs()
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    kind, request = torch.arange(20, dtype=torch.int8) % 5, torch.zeros(20, dtype=torch.int64)
+    features, found = torch.randn(20, 6), []
+    for forward in (model, torch.compile(model, dynamic=True)):
+        logits = forward(features).squeeze(-1)
+        means = [term.mean() for term in loss_terms(logits, kind, request, 1, Loss(), NEGATIVES).values()]
+        pulls = kind_pulls(means, logits, kind, request, 1, NEGATIVES)
+        found.append(kind_gradients(logits, pulls, list(model.parameters()), ALONE))
+        torch.stack(means).sum().backward()
+    assert torch.allclose(*found, atol=1e-6)

@@ -104,17 +104,6 @@ def test_looking_at_the_conflict_changes_no_weight(name: str, small_params: Para
         assert torch.equal(value, seen.model.state_dict()[key]), key
 
 
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore")  # torch.compile warns of torch itself
-def test_a_compiled_model_is_looked_at_like_any_other(small_params: Params, sample_files: list[Path]) -> None:
-    settings = small_params.train.model_copy(update={"conflict_steps": 1, "epochs": 1})
-    plain, _ = run("light", small_params.model_copy(update={"train": settings}), sample_files)
-    compiled = small_params.model_copy(update={"train": settings.model_copy(update={"compile": True})})
-    found, _ = run("light", compiled, sample_files)
-    for one, other in zip(plain.conflicts, found.conflicts, strict=True):
-        assert one["norm"] == pytest.approx(other["norm"], rel=1e-2)
-
-
 class Broken(Exception):
     """Ends a training from within."""
 
