@@ -65,26 +65,23 @@ class Study:
 
     def difference(self, of: tuple[str, str], against: tuple[str, str]) -> Found | None:
         """GAUC by kind of one (model, variant) minus another's, over the seeds that both have; None where they share none."""
-        if of not in self.scored or against not in self.scored:
-            return None
-        one, other = self.scored[of], self.scored[against]
-        seeds = [seed for seed in one.seeds if seed in other.seeds]
-        if not seeds:
-            return None
-        return {kind: asdict(_at(one, kind, seeds).minus(_at(other, kind, seeds)).estimate()) for kind in NEGATIVES}
+        paired = self._paired(of, against)
+        return paired and {kind: asdict(one.estimate()) for kind, one in paired.items()}
 
     def gap_differences(self, of: tuple[str, str], against: tuple[str, str]) -> Found | None:
         """How much more one gains over another on each hard kind than on each easy one: "EN|GN" and so on."""
+        gaps = self._paired(of, against)
+        return gaps and {
+            f"{hard}|{easy}": asdict(gaps[hard].minus(gaps[easy]).estimate()) for hard in HARDER for easy in NEGATIVES if easy not in HARDER
+        }
+
+    def _paired(self, of: tuple[str, str], against: tuple[str, str]) -> dict[str, Measured] | None:
+        """GAUC by kind of one minus the other's, over the seeds that both have."""
         if of not in self.scored or against not in self.scored:
             return None
         one, other = self.scored[of], self.scored[against]
         seeds = [seed for seed in one.seeds if seed in other.seeds]
-        if not seeds:
-            return None
-        gaps = {kind: _at(one, kind, seeds).minus(_at(other, kind, seeds)) for kind in NEGATIVES}
-        return {
-            f"{hard}|{easy}": asdict(gaps[hard].minus(gaps[easy]).estimate()) for hard in HARDER for easy in NEGATIVES if easy not in HARDER
-        }
+        return {kind: _at(one, kind, seeds).minus(_at(other, kind, seeds)) for kind in NEGATIVES} if seeds else None
 
     def training_curves(self) -> Found:
         """Held-out GAUC by epoch: model -> variant -> kind -> mean, least and greatest of the seeds; and the best epochs."""

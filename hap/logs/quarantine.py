@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from hap.errors import DataError
-from hap.logs.check import DayLogs, check_columns, gather_faulty
+from hap.logs.check import DayLogs, gather_faulty
+from hap.logs.columns import check_columns
 from hap.logs.rules import row_rules
 from hap.logs.schema import KEYS, TABLES
 from hap.logs.side import side_schema, write_side

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from hap import durable
 from hap.days import feedback_days
 from hap.logs import contract
-from hap.logs.check import check_columns, growing
+from hap.logs.check import growing
+from hap.logs.columns import check_columns
 from hap.logs.quarantine import FILE_NAME, empty_scratch, file_name
 from hap.logs.side import remove_side, side_schema, write_side
 from hap.logs.sql import connect, query, quoted, scan, stream, text, unreadable

@@ -150,6 +150,14 @@ def test_feedback_told_twice_is_refused_also_where_it_is_told_on_two_days(logs: 
     assert f"{path}: duplicate (request_id, item_id): 1 surplus rows" in refusal(logs, params)
 
 
+@pytest.mark.parametrize("name", ["_part-9.parquet", ".part-9.parquet"])
+def test_a_file_named_as_not_ready_is_not_read_beside_finished_ones_either(logs: Path, params: Params, name: str) -> None:
+    whole = check(logs, params)
+    for table in contract.TABLES:
+        part(logs, table).with_name(name).write_bytes(b"PAR1")
+    assert check(logs, params) == whole
+
+
 def test_the_next_days_feedback_is_read_as_it_stands_before_it_is_finished(logs: Path, params: Params) -> None:
     tomorrow = DAY + dt.timedelta(days=1)
     whole = check(logs, params)
