@@ -8,15 +8,16 @@
 
 A trial is one training: (world, model, variant, seed). Worlds are settings of the simulator at its frozen defaults: `default` and
 the two unfavourable ones, six days of 10,000 requests to train on and a seventh that judges. Variants (benchmarks/proof/variants.py)
-are the five losses in every world, and in the first one the expressive model on hard kinds only, and sizes. Every trial trains
-through hap.training.loop.train for the same number of epochs, none stopped early, and keeps the epoch that is best on held-out
-requests of the training days. Seeds are paired: one seed gives every loss the same held-out requests, order of batches and
-first weights. The whole run is 170 trials; `--estimate` says how long that is on the machine at hand, one epoch for six.
+are the five losses and the distilled light model in every world, and in the first one the expressive model on hard kinds only, and
+sizes. Every trial trains through hap.training.loop.train for the same number of epochs, none stopped early, and keeps the epoch that
+is best on held-out requests of the training days. Seeds are paired: one seed gives every loss the same held-out requests, order of
+batches and first weights. The whole run is 185 trials; `--estimate` says how long that is on the machine at hand, one epoch for six.
 
 Results lie in --out: worlds/, trials/ (one folder each, whole or absent), checkpoints/ of trainings that are under way,
 results.json, figures/*.png and index.html, which opens offline. Trials run in processes of one thread each, seed 1 of
-everything first. With --json the whole of results.json goes to stdout: `gauc` by model, variant and kind (value, lo, hi), `routing` as
-a list of {share, recall_at_k, relative_recall, flops_ratio, ...} of the first world, and `worlds` with everything.
+everything first, those that learn from another trial last. With --json the whole of results.json goes to stdout: `gauc` by model,
+variant and kind (value, lo, hi), `routing` as a list of {share, recall_at_k, relative_recall, flops_ratio, ...} of the first
+world, and `worlds` with everything.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.proof.study import SHOWN_AT
 from benchmarks.proof.targets import ROUTED
-from benchmarks.proof.variants import HARD, LOSSES, OURS, SIZES, WIDE
+from benchmarks.proof.variants import DISTILLED, HARD, OURS, SIZES, WIDE
 from hap.params import NEGATIVES
 from hap.training.conflict import save_figure
 
@@ -20,9 +20,11 @@ COLOURS = {
     "ghcl": "tab:cyan",
     "ghcl+bce": "tab:blue",
     HARD: "tab:red",
+    DISTILLED: "tab:purple",
 }
 CURVES = {
     "light": ("light routes, expressive of all kinds", "tab:blue"),
+    "distilled": ("distilled light routes, expressive of all kinds", "tab:purple"),
     "hard": ("light routes, expressive of hard kinds only", "tab:red"),
     "random": ("chance routes", "tab:gray"),
     "oracle": ("an oracle routes", "tab:green"),
@@ -113,7 +115,7 @@ def _routing(world: Found) -> "Figure":
         x = [100 * one["share"] for one in points]
         y = [one[at]["recall"]["value"] for one in points]
         by_share.plot(x, y, marker=".", label=label, color=colour)
-        if name in ("light", "hard"):
+        if name in ("light", "distilled", "hard"):
             band = [[one[at]["recall"][edge] for one in points] for edge in ("lo", "hi")]
             if None not in band[0]:
                 by_share.fill_between(x, *band, color=colour, alpha=0.12)
@@ -134,7 +136,7 @@ def _routing(world: Found) -> "Figure":
 def _training(model: str, variants: Found) -> "Figure":
     """Held-out GAUC by epoch, mean of the seeds with the least and greatest of them."""
     figure = _new(12, 3.4)
-    shown = {name: one["heldout_gauc"] for name, one in variants.items() if name in (*LOSSES, HARD)}
+    shown = {name: one["heldout_gauc"] for name, one in variants.items() if name in COLOURS}
     for axes, kind in zip(figure.subplots(1, len(NEGATIVES)), NEGATIVES, strict=True):
         for name, curves in shown.items():
             epochs = range(1, len(curves[kind]["mean"]) + 1)

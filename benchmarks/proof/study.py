@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.proof import routing
 from benchmarks.proof.estimates import Measured, mean_gauc, mean_over_weights, pooled_auc
 from benchmarks.proof.trials import Finished, Place, find
-from benchmarks.proof.variants import HARD, OURS, Trial
+from benchmarks.proof.variants import DISTILLED, HARD, OURS, Trial
 from benchmarks.proof.worlds import Rows, World
 from hap.evaluation.auc import request_aucs
 from hap.models.describe import Description
@@ -114,32 +114,35 @@ class Study:
         pair = [self.scored.get((model, OURS)) for model in MODELS]
         if pair[0] is None or pair[1] is None:
             return None
-        light, expressive, hard = pair[0], pair[1], self.scored.get(("expressive", HARD))
+        light, expressive = pair[0], pair[1]
+        hard, distilled = self.scored.get(("expressive", HARD)), self.scored.get(("light", DISTILLED))
         seeds = [seed for seed in light.seeds if seed in expressive.seeds]
         if not seeds:
             return None
         rows = self.world.rows("complete")
         requests = routing.describe_requests(rows.kind == KINDS.index("EP"), rows.offsets, CHANCE_SEED)
         costs = [Description(**one.trials[0].facts["size"]) for one in (light, expressive)]
-        parts: dict[str, list[routing.Selected]] = {}
-        on_all = []  # by seed: places by expressive score
+        parts: dict[str, dict[int, routing.Selected]] = {name: {} for name in ("light", "random", "oracle", "hard", "distilled")}
+        on_all = {}  # by seed: places by expressive score
         for seed in seeds:
             low, high = _logits(light, seed), _logits(expressive, seed)
-            on_all.append(routing.places(high, requests))
-            parts.setdefault("light", []).append(routing.select(requests, low, low, high))
+            on_all[seed] = routing.places(high, requests)
+            parts["light"][seed] = routing.select(requests, low, low, high)
             chance = np.random.default_rng([CHANCE_SEED, seed]).random(len(low))
-            parts.setdefault("random", []).append(routing.select(requests, chance, low, high))
-            parts.setdefault("oracle", []).append(routing.select(requests, routing.oracle(requests), low, high))
-        hard_seeds = [seed for seed in seeds if hard is not None and seed in hard.seeds]
-        for seed in hard_seeds if hard is not None else ():
-            low = _logits(light, seed)
-            parts.setdefault("hard", []).append(routing.select(requests, low, low, _logits(hard, seed)))
+            parts["random"][seed] = routing.select(requests, chance, low, high)
+            parts["oracle"][seed] = routing.select(requests, routing.oracle(requests), low, high)
+            if hard is not None and seed in hard.seeds:
+                parts["hard"][seed] = routing.select(requests, low, low, _logits(hard, seed))
+            if distilled is not None and seed in distilled.seeds:
+                taught = _logits(distilled, seed)
+                parts["distilled"][seed] = routing.select(requests, taught, taught, high)
         curves, best_below_all = {}, {}
         for name, selected in parts.items():
-            rank = [on_all[seeds.index(seed)] for seed in (hard_seeds if name == "hard" else seeds)]
-            curves[name], measured = _curve(selected, rank, requests, rows, costs)
-            best_below_all[name] = {str(k): _peak(points) for k, points in measured.items()}
-        levels = {str(k): asdict(_recall(on_all, requests, rows, k).estimate(0, 1)) for k in RECALL_AT}
+            if selected:
+                rank = [on_all[seed] for seed in selected]
+                curves[name], measured = _curve(list(selected.values()), rank, requests, rows, costs)
+                best_below_all[name] = {str(k): _peak(points) for k, points in measured.items()}
+        levels = {str(k): asdict(_recall(list(on_all.values()), requests, rows, k).estimate(0, 1)) for k in RECALL_AT}
         return {
             "requests": len(requests.counts),
             "candidates": float(requests.counts.mean()),

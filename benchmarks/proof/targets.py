@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from benchmarks.proof.routing import SHARES
 from benchmarks.proof.study import SHOWN_AT
-from benchmarks.proof.variants import OURS
+from benchmarks.proof.variants import DISTILLED, OURS
 
 Answer = Literal["yes", "no", "open"]
 Found = dict[str, Any]
@@ -27,7 +27,9 @@ def answer_all(world: Found) -> list[Found]:
             answers += [_above(model, rival, difference), _not_below(model, rival, difference)]
             if model == "expressive":
                 answers.append(_by_at_least(model, rival, difference))
-    answers += [_keeps(world["routing"]), _costs(world["routing"]), _more_is_worse(world["routing"])]
+    answers.append(_distilled(world["beyond"].get("light", {}).get(DISTILLED)))
+    answers += [_keeps(world["routing"], "light"), _keeps(world["routing"], "distilled")]
+    answers += [_costs(world["routing"]), _more_is_worse(world["routing"])]
     answers.append(_gap_grows(world["size_gap"], world["size_gap_differences"]))
     return answers
 
@@ -61,12 +63,21 @@ def _by_at_least(model: str, rival: str, difference: Found | None) -> Found:
     return _said(asked, answer, f"{values}: {reached} of {len(EASIER)} values reach it, {certain} with their whole interval")
 
 
-def _keeps(routing: Found | None) -> Found:
-    asked = f"routing {ROUTED:.0%}: at least {KEPT:.1%} of expressive-on-all's Recall@{SHOWN_AT}"
-    if routing is None:
+def _distilled(difference: Found | None) -> Found:
+    asked = f"light, distilled from expressive: above {OURS} alone on every kind"
+    if difference is None:
         return _missing(asked)
-    one = point(routing, "light", ROUTED)[f"at_{SHOWN_AT}"]["relative"]
-    by_value, surely = (_least_share(routing, edge) for edge in ("value", "lo"))
+    answer = _all([_sign(one) for one in difference.values()])
+    return _said(asked, answer, "; ".join(f"{kind} {shown(one, sign=True)}" for kind, one in difference.items()))
+
+
+def _keeps(routing: Found | None, curve: str) -> Found:
+    by = "" if curve == "light" else " by the distilled light model"
+    asked = f"routing {ROUTED:.0%}{by}: at least {KEPT:.1%} of expressive-on-all's Recall@{SHOWN_AT}"
+    if routing is None or curve not in routing["curves"]:
+        return _missing(asked)
+    one = point(routing, curve, ROUTED)[f"at_{SHOWN_AT}"]["relative"]
+    by_value, surely = (_least_share(routing["curves"][curve], edge) for edge in ("value", "lo"))
     return _said(
         asked,
         _sign(one, KEPT),
@@ -74,10 +85,10 @@ def _keeps(routing: Found | None) -> Found:
     )
 
 
-def _least_share(routing: Found, edge: str) -> str:
+def _least_share(curve: list[Found], edge: str) -> str:
     """The least routed share from which on KEPT of the recall is kept up to 100%, by the value or the interval's edge."""
     enough = None
-    for one in reversed(routing["curves"]["light"]):
+    for one in reversed(curve):
         if not one[f"at_{SHOWN_AT}"]["relative"][edge] >= KEPT:
             break
         enough = one["share"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from benchmarks.proof.variants import Trial, variant_params
+from benchmarks.proof.variants import TEACHERS, Trial, teacher, variant_params
 from benchmarks.proof.worlds import World, load_world
 from hap import durable
 from hap.errors import HapError, UsageError
@@ -72,9 +73,11 @@ def find(place: Place, trial: Trial, key: str | None = None) -> Finished | None:
 
 
 def trial_key(world: World, trial: Trial, epochs: int) -> str:
-    """What the trial depends on: parameters and samples. The code is in its facts, and the report says where it differs."""
+    """What the trial depends on: parameters, samples, its teacher. The code is in its facts, and the report says where it differs."""
     params = variant_params(world.params, trial.variant, trial.seed, epochs).model_dump(mode="json")
-    return hashlib.sha256(orjson.dumps([world.facts["manifests"], params], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    taught_by = teacher(trial)
+    taught = trial_key(world, taught_by, epochs) if taught_by else None
+    return hashlib.sha256(orjson.dumps([world.facts["manifests"], params, taught], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
@@ -82,9 +85,13 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
 
     The weights are those of the best epoch by GAUC on the held-out requests of the training days, over the kinds the model
     trains on: the rule of every retrain, the same for every loss. The judging days take no part in it.
+
+    Raises:
+        UsageError: the trial that it learns from is not finished.
     """
     import torch
 
+    from hap.models.build import save_model
     from hap.models.describe import describe
     from hap.training import loop
     from hap.training.checkpoint import drop_checkpoints
@@ -95,8 +102,14 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
     made_by = hashlib.sha256(f"{key} {package_digest()}".encode()).hexdigest()  # other code goes on at no checkpoint of this one
     kept = place.trial(trial, "checkpoints") / made_by[:16]
     resumed = kept.exists()
+    taught_by = teacher(trial)
+    if taught_by and find(place, taught_by, trial_key(world, taught_by, epochs)) is None:
+        raise UsageError(f"its teacher is missing: {taught_by}; let that train, too")
     wall, cpu = time.perf_counter(), time.process_time()
-    trained = loop.train(trial.model, params, world.training, lambda progress: None, place=loop.Place(kept, made_by))
+    trained = loop.train(
+        trial.model, params, world.training, lambda progress: None, place=loop.Place(kept, made_by),
+        teacher=place.trial(taught_by) / "model" if taught_by else None,
+    )  # fmt: skip
     train_cpu_s = time.process_time() - cpu
     logits: dict[str, NDArray[np.float32]] = {}
     for part in ("sampled", "complete"):
@@ -120,6 +133,8 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
     with durable.new_directory(place.trial(trial)) as building:
         with open(building / "logits.npz", "wb") as handle:
             np.savez(handle, **logits)
+        if trial.model == "expressive" and trial.variant in TEACHERS.values():
+            save_model(trained.model, building / "model", {"model": trial.model})
         durable.write_json(building / "facts.json", facts)
     drop_checkpoints(kept.parent)
     return facts
@@ -135,7 +150,9 @@ def run_all(place: Place, trials: Sequence[Trial], epochs: int, processes: int, 
     say(f"{len(trials) - len(missing)} of {len(trials)} trials are finished, {len(missing)} to run")
     failed: list[str] = []
     took: dict[str, list[float]] = {}
-    for trial, facts, error in _each(place, missing, epochs, processes):
+    taught = [trial for trial in missing if teacher(trial)]  # after those that they learn from
+    alone = [trial for trial in missing if not teacher(trial)]
+    for trial, facts, error in chain(_each(place, alone, epochs, processes), _each(place, taught, epochs, processes)):
         if facts is None:
             failed.append(f"{trial}: {error}")
             say(failed[-1])

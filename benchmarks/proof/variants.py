@@ -9,12 +9,14 @@ from hap.params import MODELS, Params, resolve
 LOSSES = ("bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce")
 OURS = "ghcl+bce"
 HARD = "ghcl+bce-hard"
+DISTILLED = "ghcl+bce-distill"
 Override = dict[str, Any]  # dotted key of params.yaml -> value
 
 # To try another recipe, add a line here; what the default plan trains of it is said in PLAN.
 VARIANTS: dict[str, Override] = {
     **{loss: {"loss.name": loss} for loss in LOSSES},
     HARD: {"loss.name": OURS, "expressive.train_kinds": ["EN", "RN"]},  # the paper's: hard groups only
+    DISTILLED: {"loss.name": OURS, "light.distill": 1.0},
     "infonce+bce-hard": {"loss.name": "infonce+bce", "expressive.train_kinds": ["EN", "RN"]},
     "ghcl+bce-wide": {"loss.name": OURS, "light.size": 256},  # the light model's shape with an expressive model's cost
     "ghcl+bce-medium": {"loss.name": OURS, "expressive.size": 32},
@@ -25,9 +27,12 @@ VARIANTS: dict[str, Override] = {
 }
 
 # What a plain run trains of each model that it concerns.
-EVERYWHERE = LOSSES
+EVERYWHERE = (*LOSSES, DISTILLED)
 MAIN_WORLD = (HARD,)
 MAIN_WORLD_SIZES = ("ghcl+bce-wide", "ghcl+bce-medium", "infonce+bce-hard")  # not with --quick
+
+# The expressive model's variant, of the same world and seed, that a variant of the light one learns from.
+TEACHERS = {DISTILLED: OURS}
 
 # Figure 3 of the paper: name on the axis -> (model, variant), from the cheapest to the dearest.
 SIZES = {
@@ -91,6 +96,12 @@ def plan(
                 usual = EVERYWHERE + (main_world if place == 0 else ())
                 trials += [Trial(world, model, variant, seed) for variant in (variants or usual) if concerns(variant, model)]
     return trials
+
+
+def teacher(trial: Trial) -> Trial | None:
+    """The trial whose model this one learns from."""
+    variant = TEACHERS.get(trial.variant)
+    return Trial(trial.world, "expressive", variant, trial.seed) if variant else None
 
 
 def concerns(variant: str, model: str) -> bool:

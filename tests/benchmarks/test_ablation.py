@@ -7,7 +7,7 @@ import pytest
 from benchmarks import ablation
 from benchmarks.proof import trials
 from benchmarks.proof.trials import Place, find, run_all, run_trial, trial_key
-from benchmarks.proof.variants import HARD, LOSSES, OURS, VARIANTS, Trial, plan, variant_params
+from benchmarks.proof.variants import DISTILLED, HARD, LOSSES, OURS, VARIANTS, Trial, plan, variant_params
 from benchmarks.proof.worlds import Simulated, load_world, make_world
 from hap.errors import ConfigError, UsageError
 from hap.params import KINDS
@@ -71,6 +71,18 @@ def test_a_trial_of_other_epochs_or_parameters_is_refused_by_name(place):
     assert find(place, trial, trial_key(world, trial, 1)) is not None
     with pytest.raises(UsageError, match=r"seed-1 was made with other parameters"):
         find(place, trial, trial_key(world, trial, 2))
+
+
+def test_a_light_model_learns_from_the_expressive_one_of_its_own_seed(place):
+    said, pair = [], [Trial("default", "light", DISTILLED, 1), Trial("default", "expressive", OURS, 1)]
+    assert run_all(place, pair, 1, 1, said.append) == [] and said[0] == "1 of 2 trials are finished, 1 to run"
+    distilled, alone = (find(place, Trial("default", "light", variant, 1)) for variant in (DISTILLED, OURS))
+    assert not np.array_equal(distilled.logits("complete"), alone.logits("complete"))
+
+
+def test_a_light_model_without_its_teacher_is_refused_by_name(place):
+    failed = run_all(place, [Trial("default", "light", DISTILLED, 9)], 1, 1, lambda line: None)
+    assert len(failed) == 1 and "its teacher is missing: default expressive ghcl+bce seed 9" in failed[0]
 
 
 def test_a_world_of_another_size_is_refused(place):

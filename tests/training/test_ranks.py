@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from hap import durable
 from hap.params import Params
 from hap.samples import partitions
 from hap.samples.collect import collect_day
+from hap.training.ranks import meet
 from hap.training.run import write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
@@ -55,7 +58,11 @@ def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subproce
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
-    said, _ = process.communicate(timeout=300)
+    try:
+        said, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends those that it started
+        pytest.fail(f"not ended in 300 s, having said:\n{process.communicate()[0]}")
     assert process.returncode == 0, said
 
 
@@ -127,6 +134,37 @@ def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undistu
     workers[-1].send_signal(signal.SIGKILL)
     finish(process)
     assert same(outcome(workspace), undisturbed)
+
+
+@pytest.mark.parametrize("first", range(3), ids=lambda rank: f"rank {rank} comes first")
+def test_processes_meet_in_a_store_that_remembers_earlier_starts(first: int) -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank: int, delay_s: float = 0.0) -> str:
+        time.sleep(delay_s)
+        return meet(dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=30)), rank, 3)
+
+    names = set()
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            come_in_turn = [pool.submit(come, rank, 0.1 * ((rank - first) % 3)) for rank in range(3)]
+            assert len({one.result() for one in come_in_turn}) == 1
+            names.add(come_in_turn[0].result())
+    assert len(names) == 3
+
+
+def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank: int, patience_s: float = 30.0) -> str:
+        return meet(dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=patience_s)), rank, 2)
+
+    with pytest.raises(dist.DistStoreError):
+        come(0, patience_s=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        follows = pool.submit(come, 1)
+        time.sleep(0.3)
+        assert come(0) == follows.result()
 
 
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, small_params: Params) -> None:
