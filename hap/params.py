@@ -133,12 +133,12 @@ class Collect(Strict):
 
 class Train(Strict):
     days: Count = 7
-    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    heldout_share: float = Field(default=0.2, gt=0, lt=0.5, description="of the users, whose last day of the window stops training")
     epochs: Count = 8
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
     batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
     threads: int = Field(default=1, ge=1, description="of each process; two spinning ones on a busy machine are slower than one")
