@@ -68,7 +68,7 @@ def write_samples(engine: str, root: Path, params: Any) -> dict[str, Any]:
             logs = LogTables(
                 **{name: engines.read_parquet(con, contract.read_paths(root, name, FIRST_DAY), name) for name in contract.TABLES}
             )
-            samples = sample_table(logs, params, as_of, as_of, engines.row_count(con, logs.items))
+            samples = sample_table(logs, params, as_of, engines.row_count(con, logs.items))
             return _write(engines.batches(con, samples, rows), out, rows)
         finally:
             engines.disconnect(con)

@@ -36,7 +36,7 @@ from hap.samples import partitions
 from hap.samples.collect import collect_day
 from hap.tables import table
 from hap.training.feed import Feed
-from hap.training.loop import Epoch, score_pools, train
+from hap.training.loop import Progress, score_pools, train
 from hap.workspace import Workspace
 
 FIRST = dt.date(2026, 1, 1)
@@ -96,9 +96,10 @@ def run(setting: str, requests: int, days: int, epochs: int, seed: int, params: 
     training = params.train.model_copy(update={"days": days, "epochs": epochs, "patience": epochs})
     params = params.model_copy(update={"seed": seed, "train": training})
 
-    def report(epoch: Epoch) -> None:
-        held = " ".join(f"{kind} {value:.3f}" for kind, value in epoch.gauc.items())
-        print(f"{setting} {requests} seed {seed}: epoch {epoch.number}, held out {held}", file=sys.stderr, flush=True)
+    def report(progress: Progress) -> None:
+        if progress.gauc:  # an epoch is over
+            held = " ".join(f"{kind} {value:.3f}" for kind, value in progress.gauc.items())
+            print(f"{setting} {requests} seed {seed}: epoch {progress.epoch}, held out {held}", file=sys.stderr, flush=True)
 
     calendar = [FIRST + dt.timedelta(days=n) for n in range(days + 1)]
     with tempfile.TemporaryDirectory() as scratch:

@@ -84,7 +84,8 @@ def retrain(root: str, day: str) -> State:
             _step(steps.collect, "collect")(ws, params, window)
         steps.prepare(ws, params, window)
         with talk.step("train"):
-            _side_by_side(*[_step(steps.train, f"train {name}").submit(ws, name) for name in MODELS])
+            for names in steps.training_order(params, MODELS):
+                _side_by_side(*[_step(steps.train, f"train {name}").submit(ws, name) for name in names])
         # Both read the trained models and neither reads the other's output.
         _side_by_side(_step(steps.evaluate, "evaluate").submit(ws), _step(steps.export, "export").submit(ws))
         with talk.step("register"):

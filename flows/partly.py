@@ -1,6 +1,7 @@
 """Parts of a retrain on their own, each bringing what it stands on up to date first."""
 
 import datetime as dt
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -77,7 +78,7 @@ def judge_version(ws: Workspace, version: int, against: int | None, day: dt.date
 
 def _train(ws: Workspace, names: Sequence[str]) -> list[str]:
     lines = []
-    for name in names:
+    for name in itertools.chain.from_iterable(steps.training_order(ws.params(), names)):
         with current().step(f"train {name}"):
             steps.train(ws, name)
         facts = orjson.loads((ws.models / name / "model.json").read_bytes())

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from hap import __version__, durable
-from hap.params import KINDS, MODELS, Params
+from hap.params import MODELS, Params
 from hap.registry import runs, versions
 from hap.training.run import read_run
 from hap.workspace import Workspace
@@ -67,15 +67,17 @@ def _metrics(ws: Workspace) -> dict[str, float]:
 
 
 def _curves(written: dict[str, Any]) -> Curves:
-    """Losses and gradient norms by training step."""
+    """Losses, gradient norms by kind and cosines between kinds by training step."""
     curves: Curves = {}
     for name, curve in written.items():
         for point in curve["steps"]:
             for term in point.keys() - {"step"}:
                 curves.setdefault(f"{name}.loss.{term}", []).append((point["step"], point[term]))
         for seen in curve["conflict"]:
-            for kind in (kind for kind in KINDS if kind in seen["norm"]):
-                curves.setdefault(f"{name}.gradient_norm.{kind}", []).append((seen["step"], seen["norm"][kind]))
+            for kind, norm in seen["norm"].items():
+                curves.setdefault(f"{name}.gradient_norm.{kind}", []).append((seen["step"], norm))
+            for pair, cosine in seen["cosine"].items():
+                curves.setdefault(f"{name}.gradient_cosine.{pair.replace('|', '-')}", []).append((seen["step"], cosine))
     return curves
 
 

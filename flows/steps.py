@@ -93,6 +93,13 @@ def warm_start(ws: Workspace, params: Params, day: dt.date) -> dict[str, str] | 
     return kept
 
 
+def training_order(params: Params, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """What is trained side by side, one group after another: a light model that learns from the expressive one comes after it."""
+    if "light" in names and params.light.distill:
+        return [("expressive",), ("light",)]
+    return [tuple(names)]
+
+
 def train(ws: Workspace, name: str) -> None:
     """Train one member as a DVC stage."""
     repro(ws, f"train@{name}", name=f"train {name}")

@@ -55,11 +55,6 @@ def default_as_of(day: dt.date, label_delay_hours: float) -> dt.datetime:
     return start_of(day) + dt.timedelta(days=1, hours=label_delay_hours)
 
 
-def labels_until(day: dt.date, label_delay_hours: float, as_of: dt.datetime) -> dt.datetime:
-    """Up to when feedback on the day's requests counts if it was ingested by then: a later `as_of` widens nothing."""
-    return min(as_of, default_as_of(day, label_delay_hours))
-
-
 def feedback_days(day: dt.date, label_delay_hours: float) -> list[dt.date]:
     """The partitions of feedback that can hold labels of the day's requests."""
     return day_range(day, day + dt.timedelta(days=math.ceil(label_delay_hours / 24)))

@@ -1,6 +1,7 @@
 """Writes that are whole or absent: temporary name in the same folder, fsync, rename."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def fsync_path(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a reader sees the old bytes or the new ones, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as handle:
@@ -32,6 +34,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def _drop_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        owner = left.name.removesuffix(".tmp").rpartition(".")[2]
+        if owner.isdigit() and not _is_running(int(owner)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,6 +65,13 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, orjson.dumps(value, option=options))
 
 
+def restore_directory(path: Path) -> None:
+    """Put back the folder that a kill between the two renames of `new_directory` left aside."""
+    outgoing = path.with_name(f".{path.name}.old")
+    if outgoing.exists() and not path.exists():
+        os.replace(outgoing, path)
+
+
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place in whole when the block ends well.
@@ -54,8 +81,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     building, outgoing = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    if outgoing.exists() and not path.exists():  # killed between the two renames below
-        os.replace(outgoing, path)
+    restore_directory(path)
     for leftover in (building, outgoing):
         shutil.rmtree(leftover, ignore_errors=True)
     building.mkdir()

@@ -133,12 +133,12 @@ class Collect(Strict):
 
 class Train(Strict):
     days: Count = 7
-    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    heldout_share: float = Field(default=0.2, gt=0, lt=0.5, description="of the users, whose last day of the window stops training")
     epochs: Count = 8
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
     batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
     threads: int = Field(default=1, ge=1, description="of each process; two spinning ones on a busy machine are slower than one")
@@ -151,6 +151,8 @@ class Train(Strict):
     log_steps: int = Field(default=20, ge=1, description="steps between two points of the curves, and two checks that losses are finite")
     warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
     conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
+    surgery: Literal["none", "pcgrad", "gradvac"] = Field(default="none", description="what the kinds' gradients undergo before a step")
+    gradvac_beta: float = Field(default=0.01, gt=0, le=1, description="gradvac only: share of the latest cosine in the running mean")
 
 
 class Loss(Strict):
@@ -158,18 +160,38 @@ class Loss(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     bce_weight: Annotated[float, Field(ge=0)] = 1.0
     kind_weights: dict[Negative, Annotated[float, Field(ge=0)]] = {"EN": 1.0, "RN": 1.0, "PRN": 1.0, "GN": 1.0}
+    weighting: Literal["fixed", "uncertainty", "curriculum"] = Field(
+        default="fixed", description="of ghcl's groups, beyond kind_weights: learned by uncertainty, or easy kinds first"
+    )
+    curriculum_epochs: int = Field(default=3, ge=1, description="curriculum only: epochs before every kind has its full weight")
+
+    @model_validator(mode="after")
+    def _groups_to_weigh(self) -> "Loss":
+        if self.weighting != "fixed" and not self.name.startswith("ghcl"):
+            raise ValueError(
+                f"weighting {self.weighting} weighs a term for each kind, and {self.name} has none; take ghcl+bce, or weighting: fixed"
+            )
+        return self
 
 
 class Model(Strict):
-    """`size` is the one dial: the width of the towers; every other width follows from it."""
+    """`size` is the one dial: the width of the towers; every other width follows from it.
+
+    The published sizes, 1.8 M and 6.2 M parameters outside the tables, are light.size 152 and expressive.size 488 with the
+    default columns; `hapctl describe` counts them for yours.
+    """
 
     size: Annotated[int, Field(ge=8, multiple_of=8)]
     embedding_dim: Annotated[int, Field(ge=2)] = 16
     train_kinds: Literal["all"] | tuple[Negative, ...] = "all"
 
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of negatives that this model is trained on."""
-        return NEGATIVES if self.train_kinds == "all" else self.train_kinds
+        """The kinds of negatives that this model is trained on, hardest first."""
+        return tuple(kind for kind in NEGATIVES if self.train_kinds == "all" or kind in self.train_kinds)
+
+
+class Light(Model):
+    distill: float = Field(default=0.0, ge=0, description="weight of the divergence from the expressive model's softmax over each request")
 
 
 class Route(Strict):
@@ -288,7 +310,7 @@ class Params(Strict):
     collect: Collect = Collect()
     train: Train = Train()
     loss: Loss = Loss()
-    light: Model = Model(size=64)
+    light: Light = Light(size=64)
     expressive: Model = Model(size=96)
     route: Route = Route()
     gate: Gate = Gate()
@@ -307,6 +329,19 @@ class Params(Strict):
         for one in self.gate.slices:
             if one.column not in known:
                 raise ValueError(f"gate.slices: {one.column!r} is none of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _training_goes_together(self) -> "Params":
+        if self.train.surgery != "none" and self.loss.weighting == "uncertainty":
+            raise ValueError(
+                f"train.surgery {self.train.surgery} and loss.weighting uncertainty both set what a kind weighs in a step; set one of them"
+            )
+        if self.loss.weighting == "curriculum" and self.loss.curriculum_epochs >= self.train.epochs:
+            raise ValueError(
+                f"loss.curriculum_epochs {self.loss.curriculum_epochs} must be below train.epochs {self.train.epochs}: "
+                "the hard kinds would never have their full weight"
+            )
         return self
 
 

@@ -28,6 +28,11 @@ def test_the_projects_own_file_is_sound_and_resolving_it_again_changes_nothing(d
         ("route", {"share": 0.3, "k": 5}, ["exactly one"]),
         ("route", {"share": None, "k": None}, ["exactly one"]),
         ("light.size", 17, ["light.size", "multiple of 8"]),
+        ("expressive.distill", 1.0, ["expressive.distill"]),
+        ("train.surgery", "pcgrads", ["train.surgery", "pcgrad"]),
+        ("loss", {"name": "bce", "weighting": "uncertainty"}, ["loss", "uncertainty", "bce", "ghcl"]),
+        ("loss", {"name": "infonce+bce", "weighting": "curriculum"}, ["loss", "curriculum", "infonce+bce"]),
+        ("loss", {"weighting": "curriculum", "curriculum_epochs": 8}, ["loss.curriculum_epochs 8", "train.epochs 8"]),
         ("schedule.timezone", "Mars/Olympus", ["schedule.timezone", "Mars/Olympus"]),
         ("schedule.cron", "0 3", ["schedule.cron", "five fields"]),
         ("features.user", [{"name": "user_id", "type": "id"}], ["user_id", "rows"]),
@@ -60,3 +65,12 @@ def test_absent_and_broken_files_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="must hold keys"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_surgery_and_learned_weights_refuse_each_other() -> None:
+    values = raw()
+    values["loss"]["weighting"] = "uncertainty"
+    values["train"]["surgery"] = "pcgrad"
+    with pytest.raises(ConfigError, match=r"train\.surgery pcgrad and loss\.weighting uncertainty") as refusal:
+        resolve(values, "params.yaml")
+    assert "\n" not in str(refusal.value)

@@ -13,7 +13,7 @@ from hap.project import package_digest, project_file
 
 def test_the_stages_name_params_that_exist(default_params) -> None:
     stages = yaml.safe_load(project_file("dvc.yaml").read_text())["stages"]
-    known = {"window", "hap_digest", "warm_start"} | {f"params.{name}" for name in type(default_params).model_fields}
+    known = {"window", "hap_digest", "warm_start", "teacher.${item"} | {f"params.{name}" for name in type(default_params).model_fields}
     for name, stage in stages.items():
         for entry in stage["params"]:
             for key in entry["run.yaml"]:

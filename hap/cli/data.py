@@ -96,15 +96,20 @@ def simulate(
     types = SETTINGS[setting].content_types
     wrong = [parse(text, since, size, seed, params.features, types) for text, size in zip(faults, sizes, strict=True)]
     with workspace_lock(ws, "simulate", dt.datetime.now(dt.UTC)):
-        logs, begun = ws.logs(params), ws.state / "simulate.json"
+        logs, begun = ws.logs(params), ws.state / "simulate" / f"{first}.json"
         asked_for = {
             "from": str(first), "days": days, "requests": requests_per_day, "seed": seed, "setting": setting, "faults": faults,
             "sizes": list(sizes), "since": str(since),
         }  # fmt: skip
         killed = orjson.loads(begun.read_bytes()) if begun.exists() else None
-        taken = [day for day in contract.logged_days(logs) if first <= day <= last]
-        if taken and killed != asked_for:  # what was killed is written again, the same bytes
-            raise UsageError(f"{logs} holds logs of {taken[0]} already; simulate other days, or into another workspace")
+        days_there = {(day, name) for name in contract.TABLES for day in contract.table_days(logs, name) if first <= day <= last}
+        days_there |= {(day, "feedback") for day in contract.table_days(logs, "feedback") if day == last + dt.timedelta(days=1)}
+        if days_there and killed != asked_for:  # what was killed is written again, the same bytes
+            day, name = min(days_there)
+            raise UsageError(
+                f"{logs} holds {name} of {day} already, and days are written with the feedback of the day after the last; "
+                "simulate other days, or into another workspace"
+            )
         durable.write_json(begun, asked_for)
         with talk.step("simulate"):
             written = write_logs(
@@ -149,7 +154,7 @@ def collect(
     as_of: Annotated[
         str | None,
         typer.Option(
-            help="Use what was ingested up to here (ISO 8601 UTC), clicks no longer than the label delay; else the day's end plus that.",
+            help="Use what was ingested up to here (ISO 8601 UTC), at most the day's end plus the label delay, which is the default.",
             show_default=False,
         ),
     ] = None,
@@ -172,10 +177,8 @@ def collect(
 
     Example: hapctl collect --day 2026-01-03
     """
-    from hap.days import default_as_of
     from hap.logs import contract
-    from hap.logs.quarantine import would_set_aside
-    from hap.samples import late
+    from hap.samples import late, partitions
     from hap.samples.collect import collect_day
 
     ws = find_workspace(root)
@@ -183,30 +186,19 @@ def collect(
     if engine is not None:
         params = params.model_copy(update={"collect": params.collect.model_copy(update={"engine": engine})})
     moment = _moment(as_of) if as_of else None
-    if dry_run:
-        delay = params.collect.label_delay_hours
-        logs = contract.day_logs(ws.logs(params), wanted, delay)
-        try:
-            tally = contract.check_logs(logs, params, moment or default_as_of(wanted, delay))
-        except contract.BrokenRows:
-            if not (params.logs.quarantine if quarantine is None else quarantine):
-                raise
-            aside = would_set_aside(logs, params)
-            said = f"{wanted}: would set aside {_quarantined(aside)}, and collect the rest"
-            answer({"day": wanted, "sound": False, "would_set_aside": aside}, said, json)
-            return
-        said = f"{wanted}: the logs are sound ({', '.join(f'{n:,} {name}' for name, n in tally.rows.items())}); would collect them"
-        answer({"day": wanted, "sound": True, "rows": tally.rows}, said, json)
-        return
     with workspace_lock(ws, f"collect --day {wanted}", dt.datetime.now(dt.UTC)):
-        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen, set_aside=quarantine)
-    if found := late.find(ws, wanted):
-        typer.echo(
-            f"{wanted} is closed and stays as it is: {found.total:,} late rows ({_counts(found.rows)}) lie in {ws.late}; "
-            f"`hapctl collect --day {wanted} --reopen` takes in the {found.by_as_of:,} that were ingested by {manifest.as_of}",
-            err=True,
-        )
-    if absent := [label for label, state in manifest.labels.items() if state == contract.ABSENT]:
+        manifest = collect_day(ws, params, wanted, as_of=moment, reopen=reopen, set_aside=quarantine, dry_run=dry_run)
+    if dry_run:
+        stays = manifest == partitions.find(ws, wanted)
+        said = "is closed and would stay as it is" if stays else "was checked and collected, and nothing of it was kept"
+        typer.echo(f"dry run: {wanted} {said}", err=True)
+    elif found := late.find(ws, wanted):
+        taken = f"all were ingested after {manifest.as_of}, so --reopen would change nothing"
+        if found.by_as_of:
+            taken = f"`hapctl collect --day {wanted} --reopen` takes in the {found.by_as_of:,} that were ingested by {manifest.as_of}"
+        rows = f"{found.total:,} late rows ({_counts(found.rows)})"
+        typer.echo(f"{wanted} is closed and stays as it is: {rows} lie in {ws.late}; {taken}", err=True)
+    if absent := [label for label, told in manifest.labels.items() if told["state"] == contract.ABSENT]:
         typer.echo(
             f"{wanted} was collected without feedback of {', '.join(absent)}: clicks told after midnight are missing until it is there "
             f"and `hapctl collect --day {wanted} --reopen` takes it in",
@@ -266,13 +258,16 @@ def _show_version(ws: Workspace, what: str, json: bool) -> None:
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
-    kinds = table(["kind", "rows"], [[kind, f"{manifest['rows_by_kind'][kind]:,}"] for kind in KINDS])
+    labels = ", ".join(f"{label} {told['state']}" for label, told in manifest["labels"].items())
+    rows, logged = manifest["rows_by_kind"], manifest["logged"]
+    of = {"RN": logged["rank"] + logged["rerank"], "PRN": logged["prerank"]}  # sampled from these; all exposures are taken
+    kinds = table(["kind", "rows", "of logged"], [[k, f"{rows[k]:,}", f"{rows[k] / of[k]:.1%}" if of.get(k) else ""] for k in KINDS])
     buckets = ", ".join(f"{name} {rows:,}" for name, rows in manifest["rows_by_bucket"].items())
     return (
         f"{manifest['day']}  manifest {manifest['id']}  {manifest['requests']:,} requests  as of {manifest['as_of']}\n{kinds}\n"
         f"buckets         {buckets}\nGN shortfall    {manifest['gn_shortfall']:,}\nsamples_hash    {manifest['samples_hash']}\n"
         f"watermark       {manifest['watermark']}\n"
-        f"labels          {', '.join(f'{label} {state}' for label, state in manifest['labels'].items())}\n"
+        f"labels          {labels}\n"
         f"late rows       {_counts(manifest['late'])}\n"
         f"torn requests   {manifest['requests_torn']:,} left out, since candidates of theirs were late\n"
         f"unknown items   {manifest['items_unknown']:,} samples of items that the day's catalogue lacks\n"
@@ -308,6 +303,6 @@ def _span(days: tuple[str, ...]) -> str:
 def _moment(text: str) -> dt.datetime:
     try:
         moment = dt.datetime.fromisoformat(text)
-    except ValueError:
+        return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
         raise UsageError(f"{text!r} is not a time; write it as 2026-01-04T02:00:00+00:00") from None
-    return moment.replace(tzinfo=dt.UTC) if moment.tzinfo is None else moment.astimezone(dt.UTC)

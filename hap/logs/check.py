@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hap.days import day_range, feedback_days, labels_until
+from hap.days import day_range, feedback_days
 from hap.errors import DataError
+from hap.logs.columns import check_columns
 from hap.logs.rules import Rule, row_rules
-from hap.logs.schema import KEYS, STAGES, TABLES, file_schema
-from hap.logs.sql import connect, query, quoted, scan, text, unreadable
+from hap.logs.schema import KEYS, STAGES, TABLES
+from hap.logs.sql import connect, in_time, query, quoted, scan, text
 from hap.logs.storage import has_day, open_file, read_paths, unfinished_paths
 from hap.logs.unique import pairs_are_unique
 from hap.params import Params
@@ -59,12 +59,13 @@ class DayLogs:
 class Tally:
     """What a check counted on the way.
 
-    `late` are rows ingested after as_of (feedback: after the label window), `watermark` is the last ingest_time up to it,
-    and `requests_torn` are requests in time of which some candidates are late.
+    `late` are rows ingested after as_of, `watermark` is the last ingest_time up to it, `stages` counts candidates by the last
+    stage reached, and `requests_torn` are requests in time of which some candidates are late.
     """
 
     rows: dict[str, int]
     late: dict[str, int]
+    stages: dict[str, int]
     watermark: dt.datetime | None
     requests_torn: int
     feedback_unmatched: int
@@ -109,7 +110,9 @@ def check_day(logs_root: str | Path, table: str, day: dt.date, params: Params) -
 
 
 def check_logs(logs: DayLogs, params: Params, as_of: dt.datetime, spill: Path | None = None) -> Tally:
-    """Check every rule on the files that collecting a day reads.
+    """Check every rule on the files that collecting a day reads, and on the rows that were ingested by `as_of`.
+
+    What came later is put aside unread: else it could refuse, or change, a day that was sound when it was closed.
 
     Raises:
         BrokenRows: rows break a rule.
@@ -117,37 +120,34 @@ def check_logs(logs: DayLogs, params: Params, as_of: dt.datetime, spill: Path | 
     """
     rows, late = dict.fromkeys(TABLES, 0), dict.fromkeys(TABLES, 0)
     marks: list[dt.datetime] = []
-    limits = ingest_limits(logs.day, params, as_of)
     with connect(params, spill) as con:
         for table, partitions in logs.files.items():
             for day, paths in partitions.items():
-                with _growing(table == "feedback" and logs.labels[day] == UNFINISHED) as grows:
-                    found, after, mark = _check_partition(con, table, day, paths, params, limits[table], may_be_empty=grows)
+                with growing(logs.labels.get(day) == UNFINISHED and table == "feedback"):
+                    # A later day's feedback is judged with that day; here it may hold nothing yet, or nothing any more.
+                    found, after, mark = _check_partition(con, table, day, paths, params, as_of, may_be_empty=day != logs.day)
                 rows[table] += found
                 late[table] += after
                 marks += [mark] if mark else []
-            _check_keys(con, table, logs.paths(table))
-        _check_requests(con, logs.paths("candidates"), logs.paths("requests"), params)
-        _check_exposed(con, logs)
+            _check_keys(con, table, logs.paths(table), as_of if late[table] else None)
+        _check_requests(con, logs.paths("candidates"), logs.paths("requests"), params, as_of if late["candidates"] else None)
+        _check_exposed(con, logs, as_of if late["feedback"] else None)
         torn = _torn(con, logs, as_of) if late["candidates"] and params.logs.complete else 0
-        unmatched = _unmatched_feedback(con, logs, params, limits["feedback"])
-    return Tally(rows, late, max(marks, default=None), torn, unmatched)
+        unmatched = _unmatched_feedback(con, logs, params, as_of)
+        reached = query(con, logs.paths("candidates")[0], f"SELECT stage, count(*) FROM {scan(logs.paths('candidates'))} GROUP BY stage")
+    stages = {stage: dict(reached).get(stage, 0) for stage in STAGES}
+    return Tally(rows, late, stages, max(marks, default=None), torn, unmatched)
 
 
 @contextlib.contextmanager
-def _growing(grows: bool) -> Iterator[bool]:
+def growing(grows: bool) -> Iterator[None]:
     """Say of what is wrong with a partition that it is still being written, if it is."""
     try:
-        yield grows
+        yield
     except DataError as error:
         if not grows:
             raise
         raise type(error)(f"{error} (its partition has no _SUCCESS yet: a file there may be half written)") from None
-
-
-def ingest_limits(day: dt.date, params: Params, as_of: dt.datetime) -> dict[str, dt.datetime]:
-    """Up to when rows of each table had to be ingested to count for the day."""
-    return dict.fromkeys(TABLES, as_of) | {"feedback": labels_until(day, params.collect.label_delay_hours, as_of)}
 
 
 def _check_partition(
@@ -170,57 +170,6 @@ def _check_partition(
     return rows, sum(after for _, after, _ in counted), max((mark for _, _, mark in counted if mark), default=None)
 
 
-def check_columns(table: str, paths: Sequence[str], params: Params) -> pa.Schema:
-    """Compare names and types with the contract, file by file and between the files, from the footers alone.
-
-    Raises:
-        DataError: a file is unreadable, or its columns differ.
-    """
-    schemas = []
-    for path in paths:
-        try:
-            with open_file(path) as file:
-                schemas.append(pq.read_schema(file))
-        except (pa.ArrowException, OSError) as error:
-            raise unreadable(path, error) from None
-    for path, found in zip(paths, schemas, strict=True):
-        _check_schema(path, found, file_schema(table, params.features, found.names))
-    for path, found in zip(paths, schemas, strict=True):
-        if differs := sorted(set(found.names) ^ set(schemas[0].names)):
-            here, there = (path, paths[0]) if differs[0] in found.names else (paths[0], path)
-            raise DataError(
-                f"{path}: files of one day with different schemas: {len(differs)} column(s) ({', '.join(differs)}) differ from {paths[0]}; "
-                f"{differs[0]} stands in {Path(here).name} and not in {Path(there).name}; write all files of the day alike"
-            )
-    return file_schema(table, params.features, schemas[0].names)
-
-
-def _check_schema(path: str, found: pa.Schema, schema: pa.Schema) -> None:
-    if missing := [name for name in schema.names if name not in found.names]:
-        raise DataError(
-            f"{path}: missing column: {len(missing)} of {len(schema.names)} ({', '.join(missing)}); "
-            f"found {', '.join(found.names)}; write the day with it, or change `features` in params.yaml"
-        )
-    if extra := [name for name in found.names if name not in schema.names]:
-        raise DataError(
-            f"{path}: extra column: {len(extra)} ({', '.join(extra)}) not declared in `features` of params.yaml; declare it or leave it out"
-        )
-    if twice := sorted({name for name in found.names if found.names.count(name) > 1}):
-        raise DataError(f"{path}: repeated column: {len(twice)} ({', '.join(twice)}); write the day with each column once")
-    wrong = [f"{f.name} is {found.field(f.name).type}, not {f.type}" for f in schema if _plain(found.field(f.name).type) != _plain(f.type)]
-    if wrong:
-        raise DataError(f"{path}: wrong dtype: {len(wrong)} column(s): {'; '.join(wrong)}; write the day with the contract's types")
-
-
-def _plain(dtype: pa.DataType) -> str:
-    """A type's name without what only says how it was stored (large offsets, dictionaries, names of list elements)."""
-    if pa.types.is_dictionary(dtype):
-        return _plain(dtype.value_type)
-    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
-        return f"list<{_plain(dtype.value_type)}>"
-    return "string" if pa.types.is_large_string(dtype) else str(dtype)
-
-
 def _check_rows(
     con: "duckdb.DuckDBPyConnection", path: str, table: str, rules: list[Rule], as_of: dt.datetime
 ) -> tuple[int, int, dt.datetime | None]:
@@ -229,6 +178,8 @@ def _check_rows(
     limit = f"TIMESTAMPTZ '{as_of}'"
     times = f"coalesce(count_if(ingest_time > {limit}), 0), epoch_us(max(ingest_time) FILTER (ingest_time <= {limit}))"
     rows, late, mark, *broken = query(con, path, f"SELECT count(*), {times}{counts} FROM {scan([path])}")[0]
+    if late and any(broken):  # perhaps the late rows alone
+        broken = list(query(con, path, f"SELECT 0{counts} FROM {scan([path], until=as_of)}")[0][1:])
     bad = [(rule, count) for rule, count in zip(rules, broken, strict=True) if count]
     if not bad:
         return int(rows), int(late), None if mark is None else _EPOCH + dt.timedelta(microseconds=mark)
@@ -237,7 +188,7 @@ def _check_rows(
     columns = ", ".join(quoted(name) for name in shown)
     examples = query(
         con, path,
-        f"SELECT file_row_number, {columns} FROM {scan([path], located=True)} "
+        f"SELECT file_row_number, {columns} FROM {scan([path], located=True, until=as_of if late else None)} "
         f"WHERE {rule.broken} ORDER BY file_row_number LIMIT {EXAMPLES}",
     )  # fmt: skip
     listed = "; ".join(f"row {row[0]}: {_pairs(shown, row[1:])}" for row in examples) or "no row to show"
@@ -245,13 +196,13 @@ def _check_rows(
     raise BrokenRows(f"{path}: {rule.name}: {count} of {rows} rows; {listed}{more}; {NEXT}")
 
 
-def _check_keys(con: "duckdb.DuckDBPyConnection", table: str, paths: Sequence[str]) -> None:
-    """No key stands twice, in whatever files and partitions."""
+def _check_keys(con: "duckdb.DuckDBPyConnection", table: str, paths: Sequence[str], until: dt.datetime | None = None) -> None:
+    """No key stands twice, in whatever files and partitions, among the rows ingested by `until`."""
     if table == "candidates" and pairs_are_unique(paths):
         return
     key = KEYS[table]
     columns = ", ".join(key)
-    repeats = f"SELECT {columns}, count(*) AS times FROM {scan(paths)} GROUP BY {columns} HAVING times > 1"
+    repeats = f"SELECT {columns}, count(*) AS times FROM {scan(paths, until=until)} GROUP BY {columns} HAVING times > 1"
     count, surplus = query(con, paths[0], f"SELECT count(*), sum(times - 1) FROM ({repeats})")[0]
     if count:
         rows = query(con, paths[0], f"SELECT {columns}, times FROM ({repeats}) ORDER BY ALL LIMIT {EXAMPLES}")
@@ -296,24 +247,36 @@ def _largest(paths: Sequence[str], names: Sequence[str]) -> int | None:
     return largest
 
 
-def gather_faulty(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> dict[str, str]:
-    """Make the table `faulty`: request_id, rows, orphan, and by stage whether positions are broken; return these columns' rules."""
+def gather_faulty(
+    con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params, until: dt.datetime | None
+) -> dict[str, str]:
+    """Make the table `faulty`: request_id, rows, orphan, and by stage whether positions are broken; return these columns' rules.
+
+    Args:
+        until: leave out candidates ingested later and what else their requests have, since those are not collected; None: none is.
+    """
     known = query(con, requests[0], f"SELECT count(*) FROM {scan(requests)}")[0][0]
     faults = position_faults(candidates, known) if params.logs.complete else {}
     columns = "".join(f", {condition} AS {name}" for name, condition in faults.items())
     broken = "".join(f" OR {name}" for name in faults)
+    whole = scan(candidates, until=until)
+    if until is not None and params.logs.complete:
+        late = f"SELECT request_id FROM {scan(candidates)} WHERE NOT {in_time(until)} AND request_id IS NOT NULL"
+        whole = f"(SELECT * FROM {whole} WHERE request_id IS NULL OR request_id NOT IN ({late}))"
     query(
         con, candidates[0],
         f"CREATE OR REPLACE TEMP TABLE faulty AS SELECT c.*, r.request_id IS NULL AS orphan "
-        f"FROM (SELECT request_id, count(*) AS rows{columns} FROM {scan(candidates)} GROUP BY request_id) c "
+        f"FROM (SELECT request_id, count(*) AS rows{columns} FROM {whole} GROUP BY request_id) c "
         f"LEFT JOIN (SELECT DISTINCT request_id FROM {scan(requests)}) r USING (request_id) WHERE r.request_id IS NULL{broken}",
     )  # fmt: skip
     return {name: f"position gap or repeat in {name}" for name in faults}
 
 
-def _check_requests(con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params) -> None:
+def _check_requests(
+    con: "duckdb.DuckDBPyConnection", candidates: Sequence[str], requests: Sequence[str], params: Params, until: dt.datetime | None = None
+) -> None:
     """Every candidate has its request on the same day; where logs are complete, positions of a stage are 1..n."""
-    faults = gather_faulty(con, candidates, requests, params)
+    faults = gather_faulty(con, candidates, requests, params, until)
     orphans = con.execute(f"SELECT request_id, rows, sum(rows) OVER () FROM faulty WHERE orphan ORDER BY 1 LIMIT {EXAMPLES}").fetchall()
     if orphans:
         listed = "; ".join(f"request_id={row[0]} ({row[1]} candidates)" for row in orphans)
@@ -343,11 +306,11 @@ def _file_of(con: "duckdb.DuckDBPyConnection", paths: Sequence[str], request: in
     return str(query(con, paths[0], sql)[0][0] or paths[0])  # none where a damaged file holds values that its statistics deny
 
 
-def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs) -> None:
+def _check_exposed(con: "duckdb.DuckDBPyConnection", logs: DayLogs, until: dt.datetime | None) -> None:
     """Feedback on the day's requests is on items that were exposed; rows of other days' requests are not judged here."""
     feedback, candidates = logs.paths("feedback"), logs.paths("candidates")
     sql = (
-        f"WITH day AS (SELECT filename, file_row_number, f.request_id, f.item_id FROM {scan(feedback, located=True)} f "
+        f"WITH day AS (SELECT filename, file_row_number, f.request_id, f.item_id FROM {scan(feedback, located=True, until=until)} f "
         f"SEMI JOIN {scan(logs.paths('requests'))} r ON f.request_id = r.request_id), "
         f"exposed AS (SELECT request_id, item_id FROM {scan(candidates)} WHERE stage = 'exposure') "
         f"SELECT day.* FROM day ANTI JOIN exposed ON day.request_id = exposed.request_id AND day.item_id = exposed.item_id"
@@ -369,7 +332,10 @@ def _torn(con: "duckdb.DuckDBPyConnection", logs: DayLogs, as_of: dt.datetime) -
 
 
 def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, until: dt.datetime) -> int:
-    """Feedback ingested by `until` whose request is in none of the logged days that could hold it."""
+    """Feedback ingested by `until` whose request is in none of the logged days that could hold it.
+
+    A later day's feedback says nothing while that day's own requests are not finished: most of it is on them.
+    """
     reach = feedback_days(logs.day, params.collect.label_delay_hours)[-1] - logs.day
     con.execute("CREATE OR REPLACE TEMP TABLE known (day DATE, request_id BIGINT)")
     for day in day_range(logs.day - reach, max(logs.files["feedback"])):
@@ -383,6 +349,8 @@ def _unmatched_feedback(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params:
             continue
     unmatched = 0
     for day, paths in logs.files["feedback"].items():
+        if not has_day(logs.root, "requests", day):
+            continue
         known = f"SELECT request_id FROM known WHERE day BETWEEN DATE '{day - reach}' AND DATE '{day}'"
         sql = (
             f"SELECT count(*) FROM {scan(paths)} f ANTI JOIN ({known}) k ON f.request_id = k.request_id "

@@ -4,6 +4,7 @@ What falls with a bad row: a bad request takes its candidates and feedback along
 candidate, or a gap or repeat of positions, takes its whole request; a key that stands twice loses all its rows.
 """
 
+import datetime as dt
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from hap.errors import DataError
-from hap.logs.check import DayLogs, check_columns, gather_faulty
+from hap.logs.check import DayLogs, gather_faulty
+from hap.logs.columns import check_columns
 from hap.logs.rules import row_rules
 from hap.logs.schema import KEYS, TABLES
 from hap.logs.side import side_schema, write_side
@@ -32,22 +34,24 @@ BAD_CANDIDATE = "request with a bad candidate"
 FILE_NAME = "array_to_string(string_split(t.filename, '/')[-3:], '/')"  # as `file_name` gives it
 
 
-def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
+def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, as_of: dt.datetime) -> dict[str, dict[str, int]]:
     """Find every row to set aside, as tables `aside_TABLE` of (filename, file_row_number, rule); return rows by table and rule.
+
+    Rows ingested after `as_of` are late, not bad: they stay where they are and take nothing along.
 
     Raises:
         DataError: columns or files are broken, or more rows of a table would go than `logs.max_bad_share` admits.
     """
-    rows = {table: int(query(con, logs.paths(table)[0], f"SELECT count(*) FROM {scan(logs.paths(table))}")[0][0]) for table in TABLES}
+    rows = {table: int(query(con, paths[0], f"SELECT count(*) FROM {scan(paths, until=as_of)}")[0][0]) for table, paths in _files(logs)}
     found: dict[str, dict[str, int]] = {}
     for table in TABLES:
-        _own_rules(con, logs, table, params, rows[table])
-    _lost_requests(con, logs, params)
+        _own_rules(con, logs, table, params, as_of, rows[table])
+    _lost_requests(con, logs, params, as_of)
     found["requests"] = _set_aside(
-        con, logs, "requests", rows, params, "l.rule", "LEFT JOIN lost l ON t.request_id = l.request_id"
+        con, logs, "requests", rows, params, as_of, "l.rule", "LEFT JOIN lost l ON t.request_id = l.request_id"
     )  # fmt: skip
     found["candidates"] = _set_aside(
-        con, logs, "candidates", rows, params, f"l.rule, CASE WHEN g.request_id IS NULL THEN '{ORPHAN}' END",
+        con, logs, "candidates", rows, params, as_of, f"l.rule, CASE WHEN g.request_id IS NULL THEN '{ORPHAN}' END",
         "LEFT JOIN lost l ON t.request_id = l.request_id LEFT JOIN good g ON t.request_id = g.request_id",
     )  # fmt: skip
     candidates = f"{scan(logs.paths('candidates'), located=True)} c ANTI JOIN own_candidates o USING (filename, file_row_number)"
@@ -62,15 +66,19 @@ def find_bad(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) ->
     )  # fmt: skip
     unexposed = f"CASE WHEN g.request_id IS NOT NULL AND e.request_id IS NULL THEN '{UNEXPOSED}' END"
     found["feedback"] = _set_aside(
-        con, logs, "feedback", rows, params, f"CASE WHEN d.request_id IS NOT NULL THEN '{OF_LOST_REQUEST}' END, {unexposed}",
+        con, logs, "feedback", rows, params, as_of, f"CASE WHEN d.request_id IS NOT NULL THEN '{OF_LOST_REQUEST}' END, {unexposed}",
         "LEFT JOIN gone d ON t.request_id = d.request_id LEFT JOIN good g ON t.request_id = g.request_id "
         "LEFT JOIN exposed e ON t.request_id = e.request_id AND t.item_id = e.item_id",
     )  # fmt: skip
-    found["items"] = _set_aside(con, logs, "items", rows, params, "NULL", "")
+    found["items"] = _set_aside(con, logs, "items", rows, params, as_of, "NULL", "")
     return {table: found[table] for table in TABLES if found[table]}
 
 
-def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple[DayLogs, dict[str, dict[str, int]]]:
+def _files(logs: DayLogs) -> list[tuple[str, list[str]]]:
+    return [(table, logs.paths(table)) for table in TABLES]
+
+
+def set_aside(root: Path, logs: DayLogs, params: Params, as_of: dt.datetime, scratch: Path) -> tuple[DayLogs, dict[str, dict[str, int]]]:
     """Write bad rows below `root` and clean copies of the tables that have some below `scratch`.
 
     Returns the files to read instead, and the rows set aside by table and rule.
@@ -79,7 +87,7 @@ def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple
         DataError: as `find_bad` does; nothing is written then.
     """
     with connect(params, scratch) as con:
-        bad = find_bad(con, logs, params)
+        bad = find_bad(con, logs, params, as_of)
         files = dict(logs.files)
         for table in TABLES:
             if table not in bad:
@@ -92,42 +100,36 @@ def set_aside(root: Path, logs: DayLogs, params: Params, scratch: Path) -> tuple
     return DayLogs(logs.root, logs.day, files, logs.labels), bad
 
 
-def would_set_aside(logs: DayLogs, params: Params) -> dict[str, dict[str, int]]:
-    """The rows that `set_aside` would take, by table and rule. Raises as it does."""
-    with connect(params) as con:
-        return find_bad(con, logs, params)
-
-
 def file_name(path: str) -> str:
     """A log file's name that is the same wherever the logs lie: TABLE/day=.../FILE."""
     return "/".join(Path(path).parts[-3:])
 
 
-def _own_rules(con: "duckdb.DuckDBPyConnection", logs: DayLogs, table: str, params: Params, rows: int) -> None:
+def _own_rules(con: "duckdb.DuckDBPyConnection", logs: DayLogs, table: str, params: Params, as_of: dt.datetime, rows: int) -> None:
     """Make the table `own_TABLE`: rows that break a rule by themselves, and rows whose key stands twice."""
     con.execute(f"CREATE OR REPLACE TEMP TABLE own_{table} (filename VARCHAR, file_row_number BIGINT, rule VARCHAR)")
     for day, paths in logs.files[table].items():
         schema = check_columns(table, paths, params)
         cases = " ".join(f"WHEN {rule.broken} THEN {text(rule.name)}" for rule in row_rules(table, schema, day, params))
-        broken = f"SELECT filename, file_row_number, CASE {cases} END AS rule FROM {scan(paths, located=True)}"
+        broken = f"SELECT filename, file_row_number, CASE {cases} END AS rule FROM {scan(paths, located=True, until=as_of)}"
         counts = query(con, paths[0], f"SELECT rule, count(*) FROM ({broken}) WHERE rule IS NOT NULL GROUP BY rule")
         _within_share(table, dict(counts), rows, params)  # before they are written down: all may be bad
         query(con, paths[0], f"INSERT INTO own_{table} SELECT * FROM ({broken}) WHERE rule IS NOT NULL")
     paths, key = logs.paths(table), ", ".join(KEYS[table])
     keyed = " AND ".join(f"{name} IS NOT NULL" for name in KEYS[table])
-    twice = f"SELECT {key}, count(*) AS times FROM {scan(paths)} WHERE {keyed} GROUP BY {key} HAVING times > 1"
+    twice = f"SELECT {key}, count(*) AS times FROM {scan(paths, until=as_of)} WHERE {keyed} GROUP BY {key} HAVING times > 1"
     query(con, paths[0], f"CREATE OR REPLACE TEMP TABLE twice AS {twice}")
     rule = f"duplicate ({key})"
     repeats = int(con.execute("SELECT coalesce(sum(times), 0) FROM twice").fetchall()[0][0])
     _within_share(table, {rule: repeats}, rows, params)
     query(
         con, paths[0],
-        f"INSERT INTO own_{table} SELECT filename, file_row_number, {text(rule)} FROM {scan(paths, located=True)} "
+        f"INSERT INTO own_{table} SELECT filename, file_row_number, {text(rule)} FROM {scan(paths, located=True, until=as_of)} "
         f"SEMI JOIN twice USING ({key}) ANTI JOIN own_{table} o USING (filename, file_row_number)",
     )  # fmt: skip
 
 
-def _lost_requests(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params) -> None:
+def _lost_requests(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Params, as_of: dt.datetime) -> None:
     """Make the tables `good`, requests sound by themselves, and `lost`: those that their candidates take along, with the rule."""
     requests, candidates = logs.paths("requests"), logs.paths("candidates")
     query(
@@ -138,7 +140,7 @@ def _lost_requests(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Para
     con.execute("CREATE OR REPLACE TEMP TABLE lost (request_id BIGINT, rule VARCHAR)")
     if not params.logs.complete:
         return
-    faults = gather_faulty(con, candidates, requests, params)
+    faults = gather_faulty(con, candidates, requests, params, as_of)
     cases = " ".join(f"WHEN {name} THEN {text(rule)}" for name, rule in faults.items())
     query(
         con, candidates[0],
@@ -151,12 +153,19 @@ def _lost_requests(con: "duckdb.DuckDBPyConnection", logs: DayLogs, params: Para
 
 
 def _set_aside(
-    con: "duckdb.DuckDBPyConnection", logs: DayLogs, table: str, rows: dict[str, int], params: Params, rules: str, joins: str
+    con: "duckdb.DuckDBPyConnection",
+    logs: DayLogs,
+    table: str,
+    rows: dict[str, int],
+    params: Params,
+    as_of: dt.datetime,
+    rules: str,
+    joins: str,
 ) -> dict[str, int]:
     """Make the table `aside_TABLE` of the rows in `own_TABLE` and those that `rules` names; return rows by rule."""
     paths = logs.paths(table)
     found = (
-        f"SELECT t.filename, t.file_row_number, coalesce(o.rule, {rules}) AS rule FROM {scan(paths, located=True)} t "
+        f"SELECT t.filename, t.file_row_number, coalesce(o.rule, {rules}) AS rule FROM {scan(paths, located=True, until=as_of)} t "
         f"LEFT JOIN own_{table} o ON t.filename = o.filename AND t.file_row_number = o.file_row_number {joins}"
     )
     counts = query(con, paths[0], f"SELECT rule, count(*) FROM ({found}) WHERE rule IS NOT NULL GROUP BY rule ORDER BY rule")

@@ -1,6 +1,7 @@
 """DuckDB over log files: a connection with the workspace's limits, and errors that name the file."""
 
 import contextlib
+import datetime as dt
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,10 +79,21 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def scan(paths: Sequence[str], located: bool = False) -> str:
-    """A FROM item over Parquet files; `located` adds `filename` and `file_row_number` to each row."""
+def scan(paths: Sequence[str], located: bool = False, until: dt.datetime | None = None) -> str:
+    """A FROM item over Parquet files.
+
+    Args:
+        located: add `filename` and `file_row_number` to each row.
+        until: leave out the rows ingested later; one whose ingest_time is null stays.
+    """
     where = ", filename = true, file_row_number = true" if located else ""
-    return f"read_parquet([{', '.join(text(path) for path in paths)}], hive_partitioning = false{where})"
+    files = f"read_parquet([{', '.join(text(path) for path in paths)}], hive_partitioning = false{where})"
+    return files if until is None else f"(SELECT * FROM {files} WHERE {in_time(until)})"
+
+
+def in_time(until: dt.datetime) -> str:
+    """The condition that a row was ingested by `until`, or says nothing of it."""
+    return f"(ingest_time IS NULL OR ingest_time <= TIMESTAMPTZ {text(str(until))})"
 
 
 def quoted(name: str) -> str:

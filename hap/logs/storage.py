@@ -36,7 +36,7 @@ def filesystem(path: str | Path) -> Any:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(str(path))[0]
+        return url_to_fs(str(path), use_listings_cache=False)[0]  # another process brings files while this one runs
     except (ImportError, ValueError) as error:  # fsspec names the package that is missing
         raise ConfigError(f"logs.path {path} cannot be reached: {error}") from None
 
@@ -105,7 +105,7 @@ def read_paths(logs_root: str | Path, table: str, day: dt.date) -> list[str]:
                 "bring the day in with `hapctl simulate` or `hapctl import recflow SRC`, or give another --day"
             )
         found = files.ls(folder, detail=False)  # no glob: a folder's name may hold its special characters
-        paths = sorted(_named(logs_root, files, path) for path in found if path.endswith(".parquet"))
+        paths = sorted(_named(logs_root, files, path) for path in found if _is_data(path))
     if not paths:
         raise DataError(f"{folder}: empty day: no Parquet file stands beside {MARKER}; write the day again")
     return paths
@@ -116,14 +116,18 @@ def unfinished_paths(logs_root: str | Path, table: str, day: dt.date) -> list[st
     folder, files = day_folder(logs_root, table, day), filesystem(logs_root)
     with _reached(logs_root):
         found = files.ls(folder, detail=False) if files.exists(folder) else []
-        named = [_named(logs_root, files, path) for path in found if path.endswith(".parquet")]
-    return sorted(path for path in named if not path.rpartition("/")[2].startswith((".", "_")))  # so are files named that are being written
+    return sorted(_named(logs_root, files, path) for path in found if _is_data(path))
 
 
 def has_day(logs_root: str | Path, table: str, day: dt.date) -> bool:
     """Whether one table's day is finished."""
     with _reached(logs_root):
         return bool(filesystem(logs_root).exists(f"{day_folder(logs_root, table, day)}/{MARKER}"))
+
+
+def table_days(logs_root: str | Path, table: str) -> list[dt.date]:
+    """The finished days of one table."""
+    return _marked_days(logs_root, table)
 
 
 def logged_days(logs_root: str | Path) -> list[dt.date]:
@@ -136,6 +140,11 @@ def describe_days(days: list[dt.date]) -> str:
     if not days:
         return "none"
     return str(days[0]) if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days)} days)"
+
+
+def _is_data(path: str) -> bool:
+    """Whether it is a file of rows; writers name what is not ready with a dot or an underscore, and Spark reads no such file."""
+    return path.endswith(".parquet") and not path.rpartition("/")[2].startswith((".", "_"))
 
 
 def _chain(first: pa.Table | pa.RecordBatch, rest: Iterator[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table | pa.RecordBatch]:

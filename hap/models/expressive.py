@@ -22,7 +22,10 @@ LIKENESS_GAIN = 4.0  # at the start two shared columns in common add about 2 to 
 
 
 class ExpressiveModel(nn.Module):
-    """size = width of towers and attention (4 heads); the head has three hidden layers of 2, 1 and 1/2 sizes."""
+    """size = width of towers and attention (4 heads); the head has three hidden layers of 2, 1 and 1/2 sizes.
+
+    With the default columns, size 96 has 0.29 M dense parameters and size 488 the paper's 6.2 M [review].
+    """
 
     def __init__(self, features: Features, settings: Model) -> None:
         super().__init__()

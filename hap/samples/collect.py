@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hap import durable
-from hap.days import default_as_of, labels_until
+from hap.days import default_as_of, start_of
 from hap.errors import DataError, UsageError
 from hap.logs import contract, quarantine
 from hap.logs.side import begin_staging, publish, seal, staging
@@ -35,6 +35,7 @@ def collect_day(
     as_of: dt.datetime | None = None,
     reopen: bool = False,
     set_aside: bool | None = None,
+    dry_run: bool = False,
 ) -> partitions.Manifest:
     """Check the day's logs and write its samples, or find them written.
 
@@ -43,42 +44,62 @@ def collect_day(
     a sample differs.
 
     Args:
-        as_of: None: what the day was closed as of, else its end plus the label delay.
+        as_of: None: what the day was closed as of, unless the label delay changed since; else its end plus that delay.
         set_aside: quarantine rows that break the contract instead of refusing the day; None: as params.yaml says.
+        dry_run: do all of it but keep nothing; the manifest is what would be written.
 
     Raises:
         DataError: no logs for the day, or logs that break the contract; the old samples stay.
-        UsageError: the day is closed as of another time, and `reopen` is not asked for.
+        UsageError: as_of lies outside the day and its label window, or the day is closed as of another time and `reopen`
+            is not asked for.
     """
     settle(ws, day)
     asked = parameters(params)
-    closed = partitions.find(ws, day)
+    closed, before = partitions.find(ws, day), partitions.last(ws, day)
+    as_of = _as_of(day, params, as_of, before, reopen)
     if closed and not reopen and closed.parameters == asked:
-        if as_of and as_of.isoformat() != closed.as_of:
-            raise UsageError(f"{day} is closed as of {closed.as_of}; add --reopen to collect it anew as of {as_of.isoformat()}")
-        late.note(ws, params, closed)
+        if not dry_run:
+            late.note(ws, params, closed)
         return closed
-    if as_of is None:
-        delayed = closed is not None and closed.parameters["collect"]["label_delay_hours"] == params.collect.label_delay_hours
-        as_of = dt.datetime.fromisoformat(closed.as_of) if closed and delayed else default_as_of(day, params.collect.label_delay_hours)
     logs = contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours)
     scratch = ws.state / "collect"
     quarantine.empty_scratch(scratch)
+    if set_aside is None:
+        set_aside = params.logs.quarantine
     try:
-        return _collect(ws, params, logs, as_of, params.logs.quarantine if set_aside is None else set_aside, scratch)
+        return _collect(ws, params, logs, as_of, set_aside, scratch, dry_run)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        settle(ws, day)
+
+
+def _as_of(day: dt.date, params: Params, asked: dt.datetime | None, before: partitions.Manifest | None, reopen: bool) -> dt.datetime:
+    """What counts was ingested by then: never after the label window, beyond which late requests would come in without their clicks."""
+    delay = params.collect.label_delay_hours
+    last = default_as_of(day, delay)
+    if asked is None:
+        kept = before is not None and before.parameters["collect"]["label_delay_hours"] == delay
+        return dt.datetime.fromisoformat(before.as_of) if before and kept else last
+    if not start_of(day) < asked <= last:
+        raise UsageError(
+            f"--as-of {asked.isoformat()} is not between the start of {day} and the end of its label window, {last.isoformat()}; "
+            "collect.label_delay_hours in params.yaml sets that end for every day"
+        )
+    if before and not reopen and before.as_of != asked.isoformat():
+        raise UsageError(f"{day} is closed as of {before.as_of}; add --reopen to collect it anew as of {asked.isoformat()}")
+    return asked
 
 
 def settle(ws: Workspace, day: dt.date) -> None:
-    """Finish what a killed collection left undone beside a closed day, or drop what it had staged."""
+    """Finish what a killed collection left undone, or drop what it had staged."""
+    durable.restore_directory(partitions.folder(ws, day))
     for root in (ws.quarantine, ws.late):
         if staging(root, day).exists() and publish(root, day, partitions.fingerprint(ws, day)):
             late.forget(ws, day)
 
 
 def _collect(
-    ws: Workspace, params: Params, logs: contract.DayLogs, as_of: dt.datetime, set_aside: bool, scratch: Path
+    ws: Workspace, params: Params, logs: contract.DayLogs, as_of: dt.datetime, set_aside: bool, scratch: Path, dry_run: bool
 ) -> partitions.Manifest:
     """Check and collect. The partition's marker comes last: whatever stands beside it without one is written again."""
     from hap.samples import engines  # Ibis: a day that is closed already does without it
@@ -89,9 +110,9 @@ def _collect(
     con = engines.connect(params, scratch)
     try:
         tables = _log_tables(con, clean, as_of, tally, params)
-        until = labels_until(logs.day, params.collect.label_delay_hours, as_of)
-        samples = sample_table(tables, params, as_of, until, engines.row_count(con, tables.items))
-        with durable.new_directory(partitions.folder(ws, logs.day)) as building:
+        samples = sample_table(tables, params, as_of, engines.row_count(con, tables.items))
+        target = scratch / "dry-run" if dry_run else partitions.folder(ws, logs.day)
+        with durable.new_directory(target) as building:
             rows = params.collect.row_group_requests
             counted = _write(engines.batches(con, samples, rows), building / "part-0.parquet", rows)
             if not counted["requests"]:
@@ -101,7 +122,8 @@ def _collect(
             known = {
                 "gn_shortfall": _shortfall(counted, params),
                 "watermark": tally.watermark.isoformat() if tally.watermark else "",
-                "labels": {str(label): state for label, state in logs.labels.items()},
+                "labels": late.labels(logs, params, as_of, scratch),
+                "logged": tally.stages,
                 "sources": sources,
                 "quarantined": aside,
                 "late": late.put_beside(beside, params, clean, as_of, scratch, [name for name, rows in tally.late.items() if rows]),
@@ -111,12 +133,11 @@ def _collect(
             manifest = partitions.Manifest.of(logs.day, as_of, parameters(params), counted, known)
             durable.write_json(building / partitions.MANIFEST, manifest.to_json())
             written = hashlib.sha256((building / partitions.MANIFEST).read_bytes()).hexdigest()
-            for root in (ws.quarantine, ws.late):
+            for root in () if dry_run else (ws.quarantine, ws.late):
                 seal(root, logs.day, written)
             (building / "_SUCCESS").touch()
     finally:
         engines.disconnect(con)
-    settle(ws, logs.day)
     return manifest
 
 
@@ -141,7 +162,7 @@ def _sound_logs(
     except contract.BrokenRows:
         if not set_aside:
             raise
-    clean, aside = quarantine.set_aside(begin_staging(ws.quarantine, logs.day), logs, params, scratch)
+    clean, aside = quarantine.set_aside(begin_staging(ws.quarantine, logs.day), logs, params, as_of, scratch)
     return clean, contract.check_logs(clean, params, as_of, scratch), aside
 
 
@@ -192,8 +213,9 @@ def _write(reader: pa.RecordBatchReader, path: Path, row_group_requests: int) ->
     buckets: dict[str, int] = {}
     requests = unknown = 0
     examples: list[int] = []
-    # A dictionary pays for names and codes alone; of ids and floats it makes larger files and twice the work.
-    with pq.ParquetWriter(path, reader.schema, compression="zstd", use_dictionary=_CODED) as writer:
+    # A dictionary pays for names and codes alone; of ids and floats it makes larger files and twice the work. Every epoch
+    # of every training reads these files again, so they are written for that: lz4 is larger than zstd and read much faster.
+    with pq.ParquetWriter(path, reader.schema, compression="lz4", use_dictionary=_CODED) as writer:
         pending: list[pa.RecordBatch] = []
         waiting = 0
 

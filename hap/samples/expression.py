@@ -44,15 +44,15 @@ class SampleTables:
     limit: int
 
 
-def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, labels_until: dt.datetime, item_count: int) -> SampleTables:
+def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count: int) -> SampleTables:
     """The day's samples.
 
     Args:
-        as_of: up to when requests were ingested. labels_until: up to when their feedback was.
+        as_of: what was ingested later does not count.
         item_count: rows of `logs.items`; a literal, since a sub-query in its place multiplies the cost.
     """
     requests = logs.requests.filter(logs.requests.ingest_time <= ibis.literal(as_of))
-    positives, shown = _exposures(logs, requests, params, labels_until)
+    positives, shown = _exposures(logs, requests, params, as_of)
     if params.collect.requests_without_positive == "drop":
         requests = requests.semi_join(positives, "request_id")
         shown = shown.semi_join(positives, "request_id")
@@ -64,10 +64,10 @@ def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, labels_unt
     return SampleTables(_request_columns(requests, params), candidates, limit)
 
 
-def _exposures(logs: LogTables, requests: ir.Table, params: Params, until: dt.datetime) -> tuple[ir.Table, ir.Table]:
+def _exposures(logs: LogTables, requests: ir.Table, params: Params, as_of: dt.datetime) -> tuple[ir.Table, ir.Table]:
     """EP, of which a request keeps at most `max_positives`, and EN."""
     collect, feedback = params.collect, logs.feedback
-    clicks = feedback.filter(feedback[params.logs.positive] & (feedback.ingest_time <= ibis.literal(until)))
+    clicks = feedback.filter(feedback[params.logs.positive] & (feedback.ingest_time <= ibis.literal(as_of)))
     clicks = clicks.select("request_id", "item_id", clicked=ibis.literal(True)).distinct()
     rows = difficulty.exposed(logs.candidates).semi_join(requests, "request_id")
     rows = rows.left_join(clicks, ["request_id", "item_id"])

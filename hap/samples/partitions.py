@@ -19,12 +19,13 @@ MANIFEST = "manifest.json"
 class Manifest:
     """What a closed day holds.
 
-    `samples_hash` is the sha256 of its rows as written. `watermark` is the last ingest_time up to `as_of`
-    in the logs it was made from, `sources` are their files (see `hap.samples.late`), and `labels` says of each day of
-    feedback whether it was finished, unfinished or absent then. `quarantined` counts the rows set aside by table and
-    rule, `late` those ingested after `as_of` by table, `requests_torn` the requests left out since some of their
-    candidates are late, `items_unknown` the samples of items that the day's catalogue lacks, and `feedback_unmatched`
-    the feedback whose request is in none of the logged days that could hold it.
+    `samples_hash` is the sha256 of its rows as written. `watermark` is the last ingest_time up to `as_of` in the logs it
+    was made from, `sources` are their files, and `labels` says of each day of feedback whether it was finished, unfinished
+    or absent then (see `hap.samples.late`). `logged` counts the candidates in the logs by the last stage that they
+    reached: with rows_by_kind, the rate at which RN and PRN were sampled. `quarantined` counts the rows set aside by table
+    and rule, `late` those ingested after `as_of` by table, `requests_torn` the requests left out since some of their
+    candidates are late, `items_unknown` the samples of items that the day's catalogue lacks, and `feedback_unmatched` the
+    feedback whose request is in none of the logged days that could hold it.
     """
 
     id: str
@@ -38,7 +39,8 @@ class Manifest:
     items_unknown: int
     samples_hash: str
     watermark: str
-    labels: dict[str, str]
+    labels: dict[str, dict[str, Any]]
+    logged: dict[str, int]
     sources: list[dict[str, Any]]
     quarantined: dict[str, dict[str, int]]
     late: dict[str, int]
@@ -77,9 +79,19 @@ def find(ws: Workspace, day: dt.date) -> Manifest | None:
         DataError: the manifest is damaged.
     """
     partition = folder(ws, day)
-    if not (partition / "_SUCCESS").exists() or not any(partition.glob("*.parquet")):
-        return None
+    return last(ws, day) if (partition / "_SUCCESS").exists() and any(partition.glob("*.parquet")) else None
+
+
+def last(ws: Workspace, day: dt.date) -> Manifest | None:
+    """The manifest that the day was closed with, also where its samples are gone; None where it never was.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    partition = folder(ws, day)
     path = partition / MANIFEST
+    if not path.exists():
+        return None
     try:
         return Manifest(**orjson.loads(path.read_bytes()))
     except (OSError, orjson.JSONDecodeError, TypeError) as error:

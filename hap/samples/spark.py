@@ -75,7 +75,7 @@ def read_parquet(con: Any, paths: list[str], name: str) -> None:
     """Make the files a view called `name`."""
     # Hadoop's own reader of S3 goes by this name; Spark has to be started with its package (hadoop-aws).
     paths = [path.replace("s3://", "s3a://", 1) if path.startswith("s3://") else path for path in paths]
-    con._session.read.parquet(*paths).createOrReplaceTempView(name)
+    con._session.read.parquet(*[re.sub(r"([\\{}\[\]*?])", r"\\\1", path) for path in paths]).createOrReplaceTempView(name)  # it reads globs
 
 
 def stream(con: Any, query: str) -> Iterator[pa.RecordBatch]:

@@ -73,7 +73,7 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
     from hap.training.feed import window_files
     from hap.training.loop import Place, Progress, pick_device, train
     from hap.training.ranks import open_ranks
-    from hap.training.run import warm_weights
+    from hap.training.run import teacher_folder, warm_weights
 
     def report(progress: Progress) -> None:
         if ranks.leads:
@@ -84,7 +84,9 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
     place = Place(ws.state / "checkpoints" / name, key)
     with open_ranks(pick_device(run.params.train.device)) as ranks:
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
-        trained = train(name, run.params, window_files(ws, run.window), report, ranks=ranks, place=place, warm=warm)
+        teacher = teacher_folder(ws, run) if name == "light" and run.params.light.distill else None
+        files = window_files(ws, run.window)
+        trained = train(name, run.params, files, report, ranks=ranks, place=place, warm=warm, teacher=teacher)
         if ranks.leads:
             facts = trained.facts | {"window": list(run.window), "seed": run.params.seed}
             durable.write_json(ws.models / name / "curves.json", {"steps": trained.curves, "conflict": trained.conflicts})

@@ -52,10 +52,14 @@ class Pool:
         request = np.repeat(np.arange(len(chosen)), counts)
         ends = np.cumsum(counts)
         rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
-        arrays = (
-            self.user_ids[chosen], self.user_dense[chosen], self.hist_ids[chosen], self.hist_dense[chosen],
-            self.cand_ids[rows], self.cand_dense[rows], request, self.kind[rows],
-        )  # fmt: skip
+        by_request = (self.user_ids, self.user_dense, self.hist_ids, self.hist_dense)
+        by_candidate = (self.cand_ids, self.cand_dense)
+        arrays = [
+            *[array.take(chosen, axis=0) for array in by_request],
+            *[array.take(rows, axis=0) for array in by_candidate],
+            request,
+            self.kind.take(rows),
+        ]
         return Batch(*[torch.from_numpy(array) for array in arrays])
 
     def request(self, place: int) -> dict[str, NDArray[Any]]:
@@ -82,7 +86,7 @@ def read_pool(table: pa.Table, features: Features) -> Pool:
     """Rows of a samples file as arrays; absent ids become 0, absent dense values the feature's `missing`."""
     table = table.combine_chunks()
     kind, offsets = _flat(table["cand_kind"])
-    hist_rows, hist_present = _history_index(table, features)
+    hist_rows = _history_index(table, features)
     rows = table.num_rows
 
     def request_level(declared: Sequence[Feature], dtype: Any) -> NDArray[Any]:
@@ -95,8 +99,8 @@ def read_pool(table: pa.Table, features: Features) -> Pool:
         columns = []
         for feature in declared:
             flat = _filled(_values(table[f"hist_{feature.name}"]), feature)
-            flat = np.concatenate([flat, np.zeros(1, flat.dtype)])  # hist_rows of padding point at this last one
-            columns.append(np.where(hist_present, flat[hist_rows], 0))
+            # Places of padding point at this last one.
+            columns.append(np.concatenate([flat, np.zeros(1, flat.dtype)]).take(hist_rows))
         return _stack(columns, hist_rows.shape, dtype)
 
     return Pool(
@@ -126,34 +130,45 @@ def _values(column: pa.ChunkedArray) -> pa.Array:
 
 def _filled(values: Any, feature: Feature) -> NDArray[Any]:
     if feature.type == "dense":
-        array = np.asarray(pc.fill_null(values.cast(pa.float32()), feature.missing).to_numpy(zero_copy_only=False))
-        return np.where(np.isnan(array), np.float32(feature.missing), array)
-    return np.asarray(pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False))
+        floats = values.cast(pa.float32())
+        floats = pc.fill_null(floats, feature.missing) if floats.null_count else floats
+        array = np.asarray(floats.to_numpy(zero_copy_only=False))
+        broken = np.isnan(array)
+        return np.where(broken, np.float32(feature.missing), array) if broken.any() else array
+    ids = values.cast(pa.int64())
+    return np.asarray((pc.fill_null(ids, 0) if ids.null_count else ids).to_numpy(zero_copy_only=False))
 
 
 def _stack(columns: list[NDArray[Any]], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    if not columns:
-        return np.zeros((*shape, 0), dtype)
-    return np.ascontiguousarray(np.stack(columns, axis=-1).astype(dtype, copy=False))
+    whole = np.empty((*shape, len(columns)), dtype)
+    for place, column in enumerate(columns):
+        whole[..., place] = column
+    return whole
 
 
-def _history_index(table: pa.Table, features: Features) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For [R, L]: the flat row of each of the last L events, left-padded, and whether it is real."""
+def _history_index(table: pa.Table, features: Features) -> NDArray[np.int64]:
+    """For [R, L]: the flat row of each of the last L events, left-padded; padding points one beyond the last row."""
     length = features.history_length
-    if not features.history:
-        return np.zeros((table.num_rows, length), np.int64), np.zeros((table.num_rows, length), bool)
     values, offsets = _flat(table[f"hist_{features.history[0].name}"])
-    back = np.arange(length, 0, -1)
-    rows = offsets[1:, None] - back[None, :]
-    present = rows >= offsets[:-1, None]
-    return np.where(present, rows, len(values)), present
+    rows = offsets[1:, None] - np.arange(length, 0, -1)[None, :]
+    return np.where(rows >= offsets[:-1, None], rows, len(values))
 
 
 class Feed:
-    """The training part, or the held-out part, of a window's samples."""
+    """The training part, or the held-out part, of a window's samples.
+
+    Held out is the window's last day of a fixed share of the users, by the portable hash: what these users do on a day
+    that their model has not seen of them, as on the day that it will serve. Requests drawn from the whole window would lie
+    between others of the same user and hour, and a model that learns those by heart would look ever better on them.
+    """
 
     def __init__(self, files: Sequence[Path], params: Params, *, heldout: bool, kinds: Sequence[str] = KINDS) -> None:
+        """
+        Args:
+            files: sample files in the order of their days, each in its day's folder.
+        """
         self.files = [pq.ParquetFile(path) for path in files]
+        self.last_day = [path.parent == files[-1].parent for path in files]
         self.units = [(place, group) for place, file in enumerate(self.files) for group in range(file.num_row_groups)]
         self.params, self.heldout, self.kinds = params, heldout, tuple(kinds)
         self.columns = sample_columns(params.features)
@@ -161,18 +176,17 @@ class Feed:
     def pools(self) -> Iterator[Pool]:
         """This part's requests in the order of the files, a pool of row groups at a time."""
         for start in range(0, len(self.units), POOL_ROW_GROUPS):
-            tables = [self._read(unit) for unit in range(start, min(start + POOL_ROW_GROUPS, len(self.units)))]
-            pool = read_pool(pa.concat_tables(tables), self.params.features)
-            yield pool.keep(self._belongs(pool), self.kinds)
+            units = [unit for unit in range(start, min(start + POOL_ROW_GROUPS, len(self.units))) if self._share(unit)]
+            if units:
+                pool, belongs = self._load(units)
+                yield pool.keep(belongs, self.kinds)
 
     def plan(self, seed: int, epoch: int) -> list[tuple[list[int], int]]:
         """The pools of an epoch: their units, and how many steps each gives. Known from the files' footers alone."""
         order = np.random.default_rng([seed, epoch]).permutation(len(self.units)).tolist()
-        share = self.params.train.heldout_share if self.heldout else 1 - self.params.train.heldout_share
         pools = [order[start : start + POOL_ROW_GROUPS] for start in range(0, len(order), POOL_ROW_GROUPS)]
-        return [
-            (units, max(1, round(sum(self._rows(unit) for unit in units) * share / self.params.train.batch_requests))) for units in pools
-        ]
+        requests = [sum(self._rows(unit) * self._share(unit) for unit in units) for units in pools]
+        return [(units, max(1, round(count / self.params.train.batch_requests))) for units, count in zip(pools, requests, strict=True)]
 
     def steps(self, seed: int, epoch: int) -> int:
         """Batches of an epoch."""
@@ -190,42 +204,62 @@ class Feed:
             start = 0
 
     def _shuffled(self, units: Sequence[int], seed: int, epoch: int) -> tuple[Pool, list[NDArray[np.int64]]]:
-        """This part's requests of the units, and each unit's places among them in an order of its own."""
-        tables = [self._read(unit) for unit in units] or [self._read(0).slice(0, 0)]
-        pool = read_pool(pa.concat_tables(tables), self.params.features)
-        kept = self._belongs(pool)
-        owner = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])[kept]
-        bounds = np.searchsorted(owner, np.arange(len(tables) + 1))
+        """The units' requests, and the places of this part's among them: each unit's in an order of its own."""
+        pool, belongs = self._load(units)
+        kept = np.flatnonzero(belongs)  # the others stay where they are: leaving them out would copy the pool
+        bounds = np.searchsorted(kept, np.cumsum([0, *[self._rows(unit) for unit in units]]))
         parts = [
-            first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)
+            kept[first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)]
             for unit, (first, end) in zip(units, pairwise(bounds.tolist()), strict=False)
         ]
-        return pool.keep(kept, self.kinds), parts or [np.zeros(0, np.int64)]
+        if self.kinds != KINDS:
+            pool = pool.keep(np.ones(len(pool), bool), self.kinds)
+        return pool, parts or [np.zeros(0, np.int64)]
 
     def _read(self, unit: int) -> pa.Table:
         file, group = self.units[unit]
-        return self.files[file].read_row_group(group, columns=self.columns)
+        return self.files[file].read_row_group(group, columns=self.columns, use_threads=False)
 
     def _rows(self, unit: int) -> int:
         file, group = self.units[unit]
         return int(self.files[file].metadata.row_group(group).num_rows)
 
-    def _belongs(self, pool: Pool) -> NDArray[np.bool_]:
-        out = is_heldout(pool.request_id, self.params)
+    def _share(self, unit: int) -> float:
+        """About which share of the row group's requests is of this part."""
+        heldout = self.params.train.heldout_share if self.last_day[self.units[unit][0]] else 0.0
+        return heldout if self.heldout else 1 - heldout
+
+    def _load(self, units: Sequence[int]) -> tuple[Pool, NDArray[np.bool_]]:
+        """The row groups' requests, and which of them are of this part [R]."""
+        tables = [self._read(unit) for unit in units]
+        belongs = [self._belongs(table, self.units[unit][0]) for unit, table in zip(units, tables, strict=True)]
+        pool = read_pool(pa.concat_tables(tables or [self._read(0).slice(0, 0)]), self.params.features)
+        return pool, np.concatenate(belongs) if belongs else np.zeros(0, bool)
+
+    def _belongs(self, table: pa.Table, file: int) -> NDArray[np.bool_]:
+        out = is_heldout(table, self.params) if self.last_day[file] else np.zeros(table.num_rows, bool)
         return out if self.heldout else ~out
 
     def requests(self) -> int:
         """Requests of this part."""
-        return sum(
-            int((is_heldout(ids, self.params) == self.heldout).sum())
-            for file in self.files
-            for ids in [file.read(columns=["request_id"])["request_id"].to_numpy()]
+        whole = sum(file.metadata.num_rows for file in self.files)
+        heldout = sum(
+            int(is_heldout(file.read(columns=[heldout_by(self.params)]), self.params).sum())
+            for file, last in zip(self.files, self.last_day, strict=True)
+            if last
         )
+        return heldout if self.heldout else whole - heldout
 
 
-def is_heldout(request_ids: NDArray[np.int64], params: Params) -> NDArray[np.bool_]:
-    """The fixed share of requests that stops training and is never trained on, by the portable hash."""
-    return np.asarray(in_share(request_ids, f"{params.seed}|heldout", params.train.heldout_share))
+def heldout_by(params: Params) -> str:
+    """The column by which requests of the last day are held out: whole users where the features say who they are."""
+    return "user_id" if any(feature.name == "user_id" for feature in params.features.user) else "request_id"
+
+
+def is_heldout(table: pa.Table, params: Params) -> NDArray[np.bool_]:
+    """Which requests of the window's last day [R] stop training and are never trained on, by the portable hash."""
+    ids = pc.fill_null(table[heldout_by(params)], 0).to_numpy()
+    return np.asarray(in_share(ids, f"{params.seed}|heldout", params.train.heldout_share))
 
 
 def sample_columns(features: Features) -> list[str]:

@@ -7,7 +7,7 @@ ends with the weights it would have had.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hap.errors import DataError
+from hap.errors import ConfigError, DataError
 from hap.evaluation.auc import gauc, request_aucs
 from hap.models.batch import Batch
 from hap.models.build import build_model, dense_parameters
@@ -24,9 +24,14 @@ from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
 from hap.training.checkpoint import load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
-from hap.training.feed import Feed
-from hap.training.losses import loss_terms
+from hap.training.distill import distill_term, load_teacher
+from hap.training.feed import Feed, Pool
+from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
+from hap.training.losses import Term, loss_terms
 from hap.training.ranks import ALONE, Ranks
+from hap.training.row_adagrad import RowAdagrad
+from hap.training.surgery import Surgery
+from hap.training.weighting import LEARNING_RATE, Uncertainty, curriculum
 
 Report = Callable[["Progress"], None]
 
@@ -75,6 +80,7 @@ def train(
     ranks: Ranks = ALONE,
     place: Place | None = None,
     warm: Path | None = None,
+    teacher: Path | None = None,
 ) -> Trained:
     """Train the model `name` on the files' training part.
 
@@ -83,34 +89,41 @@ def train(
     Args:
         place: where to keep checkpoints; None keeps none.
         warm: weights to begin from (model.pt); tables and layers whose shape changed since begin fresh.
+        teacher: folder of the trained expressive model, where the light one learns from it (light.distill).
 
     Raises:
         DataError: the window has no positive to learn from, or a loss stopped being finite.
+        ConfigError: light.distill without a teacher, or a teacher without it.
     """
+    taught = name == "light" and params.light.distill > 0
+    if taught != (teacher is not None):
+        raise ConfigError(
+            f"{name}, light.distill {params.light.distill:g}: " + ("no teacher was named" if taught else "a teacher has no use")
+        )
     settings = params.train
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: Adagrad builds valid tensors, and torch warns otherwise
+    be_deterministic()
     torch.manual_seed(params.seed)
     device = pick_device(settings.device)
     kinds = getattr(params, name).kinds()
     model = build_model(name, params)
     taken = warm_start(model, warm) if warm else 0
     feed = Feed(files, params, heldout=False, kinds=("EP", *kinds))
-    heldout = list(Feed(files, params, heldout=True).pools()) if ranks.leads else []
+    heldout = Feed(files, params, heldout=True)
     columns = next(module for module in model.modules() if isinstance(module, Columns))
     counts = _set_scales(columns, feed, params)
     if not counts["EP"]:
         raise DataError("no request of the training window has a positive; check the feedback logs and logs.positive in params.yaml")
     model.to(device)
     run = _Run(name, params, model, feed, ranks, device)
+    run.teacher = load_teacher(teacher, params, device) if teacher else None
     trained = Trained(model)
     state = load_checkpoint(place.folder, place.key) if place else None
     if state:
         run.resume(state, trained)
     while run.epoch <= settings.epochs:
         over = run.train_epoch(trained, report, place)
-        gaucs = run.agreed(heldout_gauc(model, heldout, params, device) if ranks.leads else {})
+        gaucs = run.agreed(heldout_gauc(model, heldout.pools(), params, device) if ranks.leads else {})
         report(replace(over, gauc=gaucs))
         if run.close_epoch(trained, gaucs):
             break
@@ -128,6 +141,7 @@ def train(
         "loss_by_epoch": [sum(parts.values()) for parts in trained.losses],
         "heldout_gauc_by_epoch": trained.gaucs,
         "warm_parameters": taken,
+        "learned_weights": run.learned.learned() if run.learned else None,
         "processes": ranks.world,
         "device": device.type,
         "torch": torch.__version__,
@@ -142,12 +156,22 @@ class _Run:
         settings = params.train
         self.name, self.params, self.model, self.feed, self.ranks, self.device = name, params, model, feed, ranks, device
         self.kinds = getattr(params, name).kinds()
+        if settings.compile:
+            keep_compiled_graphs()
         self.forward: Callable[[Batch], Tensor] = torch.compile(model, dynamic=True) if settings.compile else model
         self.tables = [p for n, p in model.named_parameters() if ".tables." in n]
         self.dense = [p for n, p in model.named_parameters() if ".tables." not in n]
-        # Sparse Adagrad touches only the rows of a batch and equals dense Adagrad exactly; Adam for the rest.
-        self.sparse_step = torch.optim.Adagrad(self.tables, lr=settings.embedding_learning_rate)
-        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate)
+        # Adagrad of touched rows equals dense Adagrad exactly; Adam, in one pass over all parameters, for the rest.
+        self.sparse_step = RowAdagrad(self.tables, lr=settings.embedding_learning_rate)
+        self.dense_step = torch.optim.Adam(self.dense, lr=settings.learning_rate, fused=True)
+        self.learned = Uncertainty(self.kinds).to(device) if params.loss.weighting == "uncertainty" else None
+        self.others = list(self.learned.parameters()) if self.learned else []  # of the loss, not of the model
+        if self.others:
+            self.dense_step.add_param_group({"params": self.others, "lr": LEARNING_RATE})
+        self.surgery = (
+            Surgery(settings.surgery, len(self.kinds), settings.gradvac_beta, params.seed) if settings.surgery != "none" else None
+        )
+        self.teacher: nn.Module | None = None
         self.warmup = torch.optim.lr_scheduler.LambdaLR(self.dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
         self.epoch, self.step, self.done = 1, 0, 0  # the epoch, the next step in it, steps done in all
         self.sums: dict[str, Tensor] = {}  # of each term's means: over the epoch, and since the last point of the curves
@@ -205,6 +229,7 @@ class _Run:
             "recent": self.recent, "recent_steps": self.recent_steps, "best": float(self.best), "best_state": self.best_state,
             "best_epoch": trained.best_epoch, "losses": trained.losses, "gaucs": trained.gaucs,
             "curves": trained.curves, "conflicts": trained.conflicts,
+            "learned": self.learned.state_dict() if self.learned else {}, "surgery": self.surgery.state_dict() if self.surgery else {},
         }  # fmt: skip
         save_checkpoint(place.folder, place.key, self.done, state, self.params.train.keep_checkpoints)
 
@@ -219,6 +244,10 @@ class _Run:
         self.recent_steps, self.best, self.best_state = state["recent_steps"], state["best"], state["best_state"]
         trained.best_epoch, trained.losses, trained.gaucs = state["best_epoch"], state["losses"], state["gaucs"]
         trained.curves, trained.conflicts = state["curves"], state["conflicts"]
+        if self.learned:
+            self.learned.load_state_dict(state["learned"])
+        if self.surgery:
+            self.surgery.load_state_dict(state["surgery"])
 
     def _take(self, batch: Batch, trained: Trained) -> None:
         """One step: forward, backward, gradients shared, weights moved. Nothing here waits for the device."""
@@ -226,17 +255,26 @@ class _Run:
         with _autocast(settings.precision, self.device):
             # A process whose share of a batch is empty still takes part in every exchange.
             logits = self.forward(batch) if len(batch.kind) else torch.zeros(0, device=self.device)
-        terms = loss_terms(logits, batch.kind, batch.request, batch.requests, self.params.loss, self.kinds)
+        terms = self._terms(logits, batch)
         counts = self.ranks.sum(torch.stack([term.count for term in terms.values()]).double())
         means = {name: term.mean(count) for (name, term), count in zip(terms.items(), counts, strict=True)}
         loss = torch.stack(list(means.values())).sum()
-        if settings.conflict_steps and self.done % settings.conflict_steps == 0 and self.ranks.leads and len(batch.kind):
-            trained.conflicts.append({"step": self.done, **measure_conflict(loss, logits, batch.kind, self.dense)})
+        looks = settings.conflict_steps > 0 and self.done % settings.conflict_steps == 0
+        if looks or self.surgery:
+            pulls = kind_pulls(means.values(), logits, batch.kind, batch.request, batch.requests, self.kinds)
+            gradients = kind_gradients(logits, pulls, self.dense, self.ranks)
+        if looks:
+            trained.conflicts.append({"step": self.done, **measure_conflict(gradients, pulls, batch.kind, self.kinds, self.ranks)})
         self.sparse_step.zero_grad(set_to_none=True)
         self.dense_step.zero_grad(set_to_none=True)
-        if len(batch.kind):
-            loss.backward()
-        self.ranks.share_dense(self.dense)
+        if self.surgery:
+            self.surgery.set_gradients(gradients, self.dense, self.done)
+            if logits.requires_grad:
+                loss.backward(inputs=self.tables)
+        else:
+            if loss.requires_grad:
+                loss.backward()
+            self.ranks.share_dense([*self.dense, *self.others])
         self.ranks.share_rows(self.tables)
         nn.utils.clip_grad_norm_(self.dense, settings.clip_norm)
         self.sparse_step.step()
@@ -247,6 +285,18 @@ class _Run:
             self.sums[term] = self.sums[term] + value if term in self.sums else value
             self.recent[term] = self.recent[term] + value if term in self.recent else value
         self.recent_steps += 1
+
+    def _terms(self, logits: Tensor, batch: Batch) -> dict[str, Term]:
+        """The loss of this epoch: its kinds weighed, and what the teacher adds."""
+        loss = self.params.loss
+        if loss.weighting == "curriculum":
+            loss = curriculum(loss, self.kinds, self.epoch)
+        terms = loss_terms(logits, batch.kind, batch.request, batch.requests, loss, self.kinds)
+        if self.learned:
+            terms = self.learned(terms)
+        if self.teacher:
+            terms["distill"] = distill_term(logits, batch, self.teacher, self.params.light.distill)
+        return terms
 
     def _log(self, trained: Trained) -> None:
         """One point of the curves, and the check that the losses are finite."""
@@ -261,6 +311,15 @@ class _Run:
         rate = samples * self.ranks.world / took_s  # the others have as many, give or take a request
         terms = {term: value for term, value in losses.items() if term != "step"}
         return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
+
+
+def be_deterministic() -> None:
+    """The same bits from every run on one machine."""
+    torch.use_deterministic_algorithms(True)
+    # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
+    # price of hundreds of passes a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: lookups make valid tensors, and torch warns otherwise
 
 
 def warm_start(model: nn.Module, weights: Path) -> int:
@@ -296,25 +355,25 @@ def _autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
-def heldout_gauc(model: nn.Module, pools: list[Any], params: Params, device: torch.device) -> dict[str, float]:
+def heldout_gauc(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> dict[str, float]:
     """GAUC of each kind over the held-out requests."""
     scores, kinds, counts = score_pools(model, pools, params, device)
     grouped = request_aucs(scores, kinds, np.concatenate([[0], np.cumsum(counts)]))
     return {kind: gauc(values) for kind, values in grouped.items()}
 
 
-def score_pools(model: nn.Module, pools: list[Any], params: Params, device: torch.device) -> tuple[Any, Any, Any]:
-    """Logits f64[N], kinds i8[N] and candidates per request i64[R] of every request in the pools, in order."""
+def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> tuple[Any, Any, Any]:
+    """Logits f64[N], kinds i8[N] and candidates per request i64[R] of every request in the pools, in order, one pool at a time."""
     model.eval()
-    logits: list[Any] = []
+    logits, kinds, counts = [np.zeros(0, np.float32)], [np.zeros(0, np.int8)], [np.zeros(0, np.int64)]
     with torch.inference_mode():
         for pool in pools:
+            kinds.append(pool.kind)
+            counts.append(np.diff(pool.offsets))
             for start in range(0, len(pool), params.train.batch_requests):
                 batch = pool.batch(np.arange(start, min(start + params.train.batch_requests, len(pool))))
-                logits.append(model(_to(batch, device)).cpu().numpy())
-    kinds = np.concatenate([pool.kind for pool in pools]) if pools else np.zeros(0, np.int8)
-    counts = np.concatenate([np.diff(pool.offsets) for pool in pools]) if pools else np.zeros(0, np.int64)
-    return np.concatenate(logits).astype(np.float64) if logits else np.zeros(0), kinds, counts
+                logits.append(model(_to(batch, device)).float().cpu().numpy())
+    return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
 def _set_scales(columns: Columns, feed: Feed, params: Params) -> dict[str, int]:

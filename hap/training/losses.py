@@ -37,24 +37,26 @@ def segment_logsumexp(values: Tensor, segment: Tensor, segments: int) -> Tensor:
 
 
 def contrastive(
-    logits: Tensor, kind: Tensor, request: Tensor, requests: int, group: Tensor, temperature: float, weight: float = 1.0
-) -> Term:
-    """InfoNCE of every positive against the negatives marked in `group` of its own request.
+    logits: Tensor, kind: Tensor, request: Tensor, requests: int, group: Tensor, groups: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of every positive against each group of negatives of its own request, all groups in one pass.
 
     Args:
-        logits: F[N]; kind: I8[N]; request: I64[N] in 0..requests-1; group: BOOL[N], the negatives.
+        logits: F[N]; kind: I8[N]; request: I64[N] in 0..requests-1.
+        group: I64[N], each candidate's group in 0..groups-1, or `groups` where it is no negative of any.
 
     Returns:
-        The term over (positive, group) pairs; a request without a positive or without such negatives has none.
+        Sums F32[groups] of the losses over (positive, group) pairs, and how many pairs they are, I64[groups]; a request
+        without a positive or without negatives of a group has none.
     """
     scaled = logits.float() / temperature  # bf16 cannot hold a sum of exponentials
-    negative = segment_logsumexp(scaled[group], request[group], requests)
-    positive = kind == EP
-    against = negative[request[positive]]
-    pairs = torch.isfinite(against)
-    # -log(e^s / (e^s + e^z)) = softplus(z - s), exact for any size of s and z.
-    losses = softplus(against[pairs] - scaled[positive][pairs])
-    return Term(losses.sum(), pairs.sum(), weight)
+    segments = (groups + 1) * requests
+    negative = segment_logsumexp(scaled, request * (groups + 1) + group, segments).view(requests, groups + 1)
+    (positive,) = torch.nonzero(kind == EP, as_tuple=True)
+    against = negative.index_select(0, request[positive])[:, :groups]
+    # -log(e^s / (e^s + e^z)) = softplus(z - s), exact for any size of s and z; an empty group has z = -inf and adds 0.
+    losses = softplus(against - scaled[positive][:, None])
+    return losses.sum(0), torch.isfinite(against.detach()).sum(0)
 
 
 def loss_terms(logits: Tensor, kind: Tensor, request: Tensor, requests: int, settings: Loss, kinds: tuple[str, ...]) -> dict[str, Term]:
@@ -66,13 +68,23 @@ def loss_terms(logits: Tensor, kind: Tensor, request: Tensor, requests: int, set
     terms: dict[str, Term] = {}
     if settings.name.startswith("ghcl"):
         weights = {name: settings.kind_weights.get(name, 1.0) for name in kinds}  # type: ignore[call-overload]
-        total = sum(weights.values()) or 1.0
-        for name, weight in weights.items():
-            group = kind == KINDS.index(name)
-            terms[name] = contrastive(logits, kind, request, requests, group, settings.temperature, weight / total)
+        groups = [kinds.index(name) if name in kinds else len(kinds) for name in KINDS]
+        terms = _terms(logits, kind, request, requests, groups, weights, settings.temperature)
     elif settings.name.startswith("infonce"):
-        terms["pooled"] = contrastive(logits, kind, request, requests, kind != EP, settings.temperature)
+        groups = [int(name == "EP") for name in KINDS]
+        terms = _terms(logits, kind, request, requests, groups, {"pooled": 1.0}, settings.temperature)
     if "bce" in settings.name and settings.bce_weight > 0:
         losses = binary_cross_entropy_with_logits(logits.float(), (kind == EP).float(), reduction="sum")
         terms["bce"] = Term(losses, torch.tensor(len(logits), device=logits.device), settings.bce_weight)
     return terms
+
+
+def _terms(
+    logits: Tensor, kind: Tensor, request: Tensor, requests: int, groups: list[int], weights: dict[str, float], temperature: float
+) -> dict[str, Term]:
+    """The contrastive terms by name, with weights that sum to 1; groups[code] is the group of a kind's candidates."""
+    group = torch.tensor(groups, device=kind.device)[kind.long()]
+    totals, counts = contrastive(logits, kind, request, requests, group, len(weights), temperature)
+    whole = sum(weights.values()) or 1.0
+    parts = zip(weights.items(), totals.unbind(), counts.unbind(), strict=True)
+    return {name: Term(total, count, weight / whole) for (name, weight), total, count in parts}

@@ -8,6 +8,8 @@ many processes gives the same bits. One process alone exchanges nothing.
 import contextlib
 import datetime as dt
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,6 +79,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+PATIENCE = dt.timedelta(minutes=10)  # for a process that has not come; nothing of a step takes as long
 
 
 def _touched(tables: Sequence[nn.Parameter], starts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -92,20 +95,47 @@ def _touched(tables: Sequence[nn.Parameter], starts: Sequence[int]) -> tuple[Ten
     return torch.cat(rows), torch.cat(values)
 
 
+def meet(store: dist.Store, rank: int, world: int) -> str:
+    """A name that exactly the processes of this start have in common, and no earlier start had.
+
+    torchrun keeps one store for all its starts. What a process wrote there before it was killed would be read for its
+    successor's: its address, at which nobody listens any more. So rank 0 makes a name, the others answer to it with one of
+    their own, and go on only where rank 0 repeats that: an earlier start's name is repeated to nobody.
+
+    Raises:
+        torch.distributed.DistStoreError: rank 0 waited for the others as long as the store waits.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("hap/start", mine)
+        store.set(f"hap/{mine}/met", " ".join(store.get(f"hap/{mine}/{other}").decode() for other in range(1, world)))
+        return mine
+    while True:
+        start = store.get("hap/start").decode()
+        store.set(f"hap/{start}/{rank}", mine)
+        with contextlib.suppress(dist.DistStoreError):  # not yet, or it is an earlier start's and never
+            store.wait([f"hap/{start}/met"], dt.timedelta(seconds=1))
+            if mine in store.get(f"hap/{start}/met").decode().split():
+                return start
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def open_ranks(device: torch.device) -> Iterator[Ranks]:
     """The processes that torchrun started, joined for the block; one alone where there is no torchrun.
 
     nccl between GPUs, gloo between CPUs. A process that dies ends the others, and torchrun starts all of them again.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=dt.timedelta(minutes=10))
+    store, rank, world = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    ours = dist.PrefixStore(meet(store, rank, world), store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=ours, rank=rank, world_size=world, timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), world)
+        yield Ranks(rank, world)
     finally:
         dist.destroy_process_group()

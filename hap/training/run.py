@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from hap import durable
-from hap.errors import ConfigError
+from hap.errors import ConfigError, NotFound
 from hap.params import Params, resolve
 from hap.project import package_digest
 from hap.workspace import Workspace
@@ -37,12 +38,15 @@ def write_run(
         warm: what `keep_warm_weights` returned for each model; None begins cold.
     """
     run = Run(day.isoformat(), tuple(map(str, window)), tuple(map(str, judging)), package_digest(), params, warm)
+    # Light has to be trained anew when its teacher would come out otherwise; what the two do not share of a recipe is this.
+    recipe = params.expressive.model_dump(mode="json") if params.light.distill else None
     content: dict[str, Any] = {
         "day": run.day,
         "window": list(run.window),
         "judging": list(run.judging),
         "hap_digest": run.hap_digest,
         "warm_start": run.warm_start,
+        "teacher": {"light": recipe, "expressive": None},
         "params": params.model_dump(mode="json"),
     }
     durable.write_text(ws.run_file, "# Written by each retrain; edit params.yaml instead.\n" + yaml.safe_dump(content, sort_keys=False))
@@ -60,6 +64,22 @@ def read_run(ws: Workspace) -> Run:
     raw = yaml.safe_load(ws.run_file.read_text())
     params = resolve(raw["params"], str(ws.run_file))
     return Run(raw["day"], tuple(raw["window"]), tuple(raw["judging"]), raw["hap_digest"], params, raw["warm_start"])
+
+
+def teacher_folder(ws: Workspace, run: Run) -> Path:
+    """Where the trained expressive model lies, from which the light one of this run learns.
+
+    Raises:
+        NotFound: there is none, or it was trained for another run.
+    """
+    folder = ws.models / "expressive"
+    facts = orjson.loads((folder / "model.json").read_bytes()) if (folder / "model.json").exists() else {}
+    if (facts.get("window"), facts.get("seed")) != (list(run.window), run.params.seed):
+        raise NotFound(
+            f"light.distill needs the expressive model of the same window and seed, and {folder} holds none; "
+            f"run `hapctl train expressive --day {run.day}` first"
+        )
+    return folder
 
 
 def keep_warm_weights(ws: Workspace, weights: Path) -> str:

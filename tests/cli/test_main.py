@@ -208,4 +208,4 @@ def test_simulate_collect_show(hapctl: Run, tmp_path: Path) -> None:
     assert "Rank-50" in hapctl("show", "2026-01-01", "--root", root)[1]
     code, _, err = hapctl("simulate", "--root", root, "--days", 1)
     assert code == 2
-    assert "holds logs of 2026-01-01 already" in err
+    assert "holds candidates of 2026-01-01 already" in err

@@ -80,7 +80,22 @@ def test_a_killed_simulation_is_written_again_by_the_same_words_and_by_no_others
     assert not (tmp_path / "torn" / "logs" / "items" / "day=2026-01-02").exists()
     capsys.readouterr()
     assert simulate(monkeypatch, "--root", tmp_path / "torn", "--days", 2, "--requests-per-day", 21) == 2
-    assert "holds logs of 2026-01-01 already" in capsys.readouterr().err
+    assert "holds candidates of 2026-01-01 already" in capsys.readouterr().err
     assert simulate(monkeypatch, "--root", tmp_path / "torn", *words) == 0
     assert logs_of(tmp_path / "torn") == logs_of(tmp_path / "whole")
     assert simulate(monkeypatch, "--root", tmp_path / "torn", *words) == 2
+
+
+def test_a_simulation_never_writes_over_feedback_of_days_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def days(first: str) -> int:
+        return simulate(monkeypatch, "--root", tmp_path / "ws", "--from", first, "--days", 2, "--requests-per-day", 200)
+
+    assert days("2026-01-03") == 0
+    before = logs_of(tmp_path / "ws")
+    for first in ("2026-01-01", "2026-01-05"):  # the days before end in feedback of the 3rd, those after begin with that of the 5th
+        assert days(first) == 2
+        assert "holds feedback of 2026-01-0" in capsys.readouterr().err
+    assert logs_of(tmp_path / "ws") == before
+    assert days("2026-01-06") == 0

@@ -143,3 +143,20 @@ def test_the_schedule_takes_the_due_day_and_leaves_nothing_when_it_is_stopped(ws
     assert orjson.loads((ws.verdicts / "v1.json").read_bytes())["day"] == str(DAY)
     assert descendants_in(ws) == []
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(ws.root) in " ".join(p.info["cmdline"] or ())]
+
+
+def test_a_light_model_that_is_taught_comes_after_its_teacher_and_changes_with_it(ws: Workspace) -> None:
+    def trained(expressive_size: int) -> dict[str, int]:
+        raw = yaml.safe_load((ws.root / "params.yaml").read_text())
+        raw["light"]["distill"], raw["expressive"]["size"], raw["train"]["log_steps"] = 0.5, expressive_size, 1
+        (ws.root / "params.yaml").write_text(yaml.safe_dump(raw))
+        done = hapctl("train", "light", "--day", DAY, "--root", ws.root)
+        assert done.returncode == 0, done.stderr
+        return {name: (ws.models / name / "model.pt").stat().st_mtime_ns for name in ("light", "expressive")}
+
+    first = trained(16)
+    assert first["expressive"] < first["light"]
+    assert "distill" in orjson.loads((ws.models / "light" / "curves.json").read_bytes())["steps"][0]
+    assert trained(16) == first
+    second = trained(24)
+    assert first["light"] < second["expressive"] < second["light"]

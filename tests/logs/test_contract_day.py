@@ -127,8 +127,9 @@ def test_feedback_on_an_item_never_exposed_is_refused(logs: Path, params: Params
 
 def test_feedback_of_other_days_requests_is_not_judged_but_counted_where_nobody_has_them(logs: Path, params: Params) -> None:
     tomorrow = DAY + dt.timedelta(days=1)
-    change(logs, "feedback", lambda t: put(t, "item_id", [0], 999_999_999), tomorrow)
-    first = read(logs, "feedback", tomorrow)["request_id"][0].as_py()
+    in_time = next(n for n, time in enumerate(read(logs, "feedback", tomorrow)["ingest_time"].to_pylist()) if time <= AS_OF)
+    change(logs, "feedback", lambda t: put(t, "item_id", [in_time], 999_999_999), tomorrow)
+    first = read(logs, "feedback", tomorrow)["request_id"][in_time].as_py()
     own = set(read(logs, "requests")["request_id"].to_pylist())
     if first in own:
         assert "never exposed" in refusal(logs, params)
@@ -136,7 +137,7 @@ def test_feedback_of_other_days_requests_is_not_judged_but_counted_where_nobody_
         assert check(logs, params).feedback_unmatched == 0
     change(logs, "feedback", lambda t: put(t, "request_id", [0, 1], 77))
     change(logs, "feedback", lambda t: put(t, "item_id", [1], 12345), DAY)
-    change(logs, "feedback", lambda t: t.slice(1), tomorrow)
+    change(logs, "feedback", lambda t: t.filter(pc.not_equal(t["item_id"], 999_999_999)), tomorrow)
     assert check(logs, params).feedback_unmatched == 2
 
 
@@ -147,6 +148,14 @@ def test_feedback_told_twice_is_refused_also_where_it_is_told_on_two_days(logs: 
     path = part(logs, "feedback", tomorrow).with_name("part-1.parquet")
     pq.write_table(twice, path)
     assert f"{path}: duplicate (request_id, item_id): 1 surplus rows" in refusal(logs, params)
+
+
+@pytest.mark.parametrize("name", ["_part-9.parquet", ".part-9.parquet"])
+def test_a_file_named_as_not_ready_is_not_read_beside_finished_ones_either(logs: Path, params: Params, name: str) -> None:
+    whole = check(logs, params)
+    for table in contract.TABLES:
+        part(logs, table).with_name(name).write_bytes(b"PAR1")
+    assert check(logs, params) == whole
 
 
 def test_the_next_days_feedback_is_read_as_it_stands_before_it_is_finished(logs: Path, params: Params) -> None:

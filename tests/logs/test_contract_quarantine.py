@@ -53,7 +53,7 @@ def test_what_remains_keeps_the_contract_and_no_row_is_lost(
     with pytest.raises(contract.BrokenRows):
         contract.check_logs(day, lenient, AS_OF)
     (tmp_path / "scratch").mkdir()
-    clean, counts = quarantine.set_aside(tmp_path / "aside", day, lenient, tmp_path / "scratch")
+    clean, counts = quarantine.set_aside(tmp_path / "aside", day, lenient, AS_OF, tmp_path / "scratch")
     contract.check_logs(clean, lenient, AS_OF)
     assert side_tables(tmp_path / "aside", DAY) == list(counts) == list(contract.TABLES)
     for table in contract.TABLES:

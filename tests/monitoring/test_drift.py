@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hap import durable
+from hap.days import start_of
 from hap.errors import DataError, NotFound
 from hap.monitoring.drift import ColumnDrift, drift_report, judged_columns, report_drift, sample_frames
 from hap.params import Drift, Features, resolve
+from hap.samples import partitions
 from hap.workspace import Workspace
 
 DAYS = [dt.date(2026, 1, d) for d in (1, 2, 3, 4)]
@@ -61,8 +64,11 @@ def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(),
     folder = ws.samples / f"day={day}"
     folder.mkdir(parents=True)
     pq.write_table(pa.table({name: values for name, values in columns.items() if name not in drop}), folder / "part-0.parquet")
-    manifest = {"id": "m", "day": str(day), "as_of": "", "parameters": {}, "requests": requests, "rows_by_kind": {}}
-    (folder / "manifest.json").write_bytes(orjson.dumps({**manifest, "rows_by_bucket": {}, "gn_shortfall": 0, "samples_hash": ""}))
+    counted = {"requests": requests, "rows_by_kind": {}, "rows_by_bucket": {}, "items_unknown": 0, "samples_hash": ""}
+    known = dict.fromkeys(("gn_shortfall", "requests_torn", "feedback_unmatched"), 0)
+    known |= {"watermark": "", "labels": {}, "logged": {}, "sources": [], "quarantined": {}, "late": {}}
+    manifest = partitions.Manifest.of(day, start_of(day), {}, counted, known)
+    durable.write_json(folder / partitions.MANIFEST, manifest.to_json())
     (folder / "_SUCCESS").touch()
 
 

@@ -12,7 +12,7 @@ from hap.workspace import Workspace
 def ws(logged_workspace: Workspace, tmp_path: Path) -> Workspace:
     """A workspace of its own over the shared logs."""
     copy = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
+    shutil.copytree(logged_workspace.root, copy.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples", "late", "quarantine"))
     return copy
 
 

@@ -102,7 +102,7 @@ def write_day(folder: Path, day: Day, params: Params, *, files: int = 1, shuffle
 def collected(con: Any, paths: dict[str, list[str]], params: Params) -> pa.Table:
     """What the expression gives on an open engine."""
     logs = LogTables(**{name: engines.read_parquet(con, paths[name], name) for name in contract.TABLES})
-    samples = sample_table(logs, params, AS_OF, AS_OF, engines.row_count(con, logs.items))
+    samples = sample_table(logs, params, AS_OF, engines.row_count(con, logs.items))
     return engines.batches(con, samples, 256).read_all()
 
 

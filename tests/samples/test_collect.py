@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from hap.samples.collect import collect_day
 from hap.samples.order_key import order_key
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
-from tests.logs.bad_files import change, put, read
+from tests.logs.bad_files import change, part, put, read
 
 
 def changed(params: Params, **collect: object) -> Params:
@@ -111,25 +112,42 @@ def test_a_closed_day_keeps_its_as_of_until_it_is_reopened_for_another(ws: Works
     early = collect_day(ws, params, FIRST_DAY, as_of=noon)
     assert collect_day(ws, params, FIRST_DAY) == early
     assert collect_day(ws, params, FIRST_DAY, reopen=True).as_of == noon.isoformat()
-    with pytest.raises(UsageError, match=f"closed as of {noon.isoformat()}; add --reopen".replace("+", r"\+")):
-        collect_day(ws, params, FIRST_DAY, as_of=noon + dt.timedelta(hours=1))
+    for other in (params, changed(params, max_positives=3)):
+        with pytest.raises(UsageError, match=re.escape(f"closed as of {noon.isoformat()}; add --reopen")):
+            collect_day(ws, other, FIRST_DAY, as_of=noon + dt.timedelta(hours=1))
     assert partitions.load(ws, FIRST_DAY) == early
+    partitions.parquet_files(ws, [FIRST_DAY])[0].unlink()
+    assert collect_day(ws, params, FIRST_DAY) == early
     longer = collect_day(ws, changed(params, label_delay_hours=3), FIRST_DAY)
     assert longer.as_of == default_as_of(FIRST_DAY, 3).isoformat()
 
 
-def test_a_later_as_of_takes_in_late_requests_but_no_later_clicks(ws: Workspace) -> None:
+@pytest.mark.parametrize("off", [dt.timedelta(0), dt.timedelta(hours=26, microseconds=1), dt.timedelta(days=3000)])
+def test_an_as_of_outside_the_day_and_its_label_window_is_refused(ws: Workspace, off: dt.timedelta) -> None:
+    start = dt.datetime.combine(FIRST_DAY, dt.time(), dt.UTC)
+    with pytest.raises(UsageError, match="end of its label window, 2026-01-02T02:00:00"):
+        collect_day(ws, ws.params(), FIRST_DAY, as_of=start + off)
+    for text in ("0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "noon"):
+        said = CliRunner().invoke(app, ["collect", "--day", str(FIRST_DAY), "--root", str(ws.root), "--as-of", text])
+        assert isinstance(said.exception, UsageError)
+
+
+@pytest.mark.parametrize("quarantine", [False, True])
+def test_rows_ingested_after_as_of_change_no_byte_whatever_is_wrong_with_them(ws: Workspace, quarantine: bool) -> None:
+    """Each key a second time, and one row broken, brought after as_of. Complete logs leave out the requests whose candidates they touch."""
     params, root = ws.params(), Path(ws.logs(ws.params()))
-    usual = default_as_of(FIRST_DAY, params.collect.label_delay_hours)
-    on_time = collect_day(ws, params, FIRST_DAY)
-    clicked = [n for n, click in enumerate(read(root, "feedback")["click"].to_pylist()) if click][:4]
-    change(root, "feedback", lambda t: put(t, "ingest_time", clicked, usual + dt.timedelta(minutes=1)))
-    change(root, "requests", lambda t: put(t, "ingest_time", [0], usual + dt.timedelta(minutes=1)))
-    closed = collect_day(ws, params, FIRST_DAY, reopen=True)
-    later = collect_day(ws, params, FIRST_DAY, as_of=usual + dt.timedelta(days=2), reopen=True)
-    assert (closed.requests, later.requests) == (on_time.requests - 1, on_time.requests)
-    assert later.rows_by_kind["EP"] == on_time.rows_by_kind["EP"] - 4
-    assert set(closed.late) == {"requests", "feedback"} and set(later.late) == {"feedback"}
+    incomplete = params.model_copy(update={"logs": params.logs.model_copy(update={"complete": False})})
+    before, without = collect_day(ws, params, FIRST_DAY), collect_day(ws, incomplete, FIRST_DAY)
+    after = default_as_of(FIRST_DAY, 2) + dt.timedelta(minutes=1)
+    for table in contract.TABLES:
+        again = put(read(root, table).slice(0, 3), "ingest_time", [0, 1, 2], after)
+        again = put(again, "item_id" if table == "items" else "request_id", [2], -5)
+        pq.write_table(again, part(root, table).with_name("part-9.parquet"))
+    torn = set(read(root, "candidates").slice(0, 2)["request_id"].to_pylist())
+    found = collect_day(ws, params, FIRST_DAY, reopen=True, set_aside=quarantine)
+    assert found.quarantined == {} and found.requests_torn == len(torn) and found.requests == before.requests - len(torn)
+    assert found.late == {"requests": 3, "candidates": 3, "feedback": 3 + before.late.get("feedback", 0), "items": 3}
+    assert collect_day(ws, incomplete, FIRST_DAY, set_aside=quarantine).id == without.id
 
 
 def test_a_request_of_which_candidates_are_late_is_left_out_of_complete_logs(ws: Workspace) -> None:
@@ -164,14 +182,18 @@ def test_samples_of_items_that_the_catalogue_lacks_are_counted_and_many_refuse_t
     assert collect_day(ws, lenient, FIRST_DAY, reopen=True).items_unknown > few.items_unknown
 
 
-def test_a_dry_run_says_in_json_what_it_found_and_writes_nothing(ws: Workspace) -> None:
+def test_a_dry_run_does_all_of_it_and_keeps_nothing(ws: Workspace) -> None:
     words = ["collect", "--day", str(FIRST_DAY), "--root", str(ws.root), "--dry-run", "--json"]
-    sound = json.loads(CliRunner().invoke(app, words).stdout)
-    assert sound["sound"] and sound["rows"]["requests"] == 150
+    sound = CliRunner().invoke(app, words)
+    assert "nothing of it was kept" in sound.stderr and partitions.find(ws, FIRST_DAY) is None
     change(Path(ws.logs(ws.params())), "items", lambda t: put(t, "price", [4], float("nan")))
+    with pytest.raises(DataError, match="NaN or infinite value in price"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
     broken = json.loads(CliRunner().invoke(app, [*words, "--quarantine"]).stdout)
-    assert not broken["sound"] and broken["would_set_aside"] == {"items": {"NaN or infinite value in price": 1}}
-    assert partitions.find(ws, FIRST_DAY) is None
+    assert broken["quarantined"] == {"items": {"NaN or infinite value in price": 1}}
+    assert not ws.samples.exists() and not ws.quarantine.exists() and not ws.late.exists()
+    assert collect_day(ws, ws.params(), FIRST_DAY, set_aside=True).to_json() == broken
+    assert "is closed and would stay" in CliRunner().invoke(app, words).stderr
 
 
 def test_feedback_of_the_next_day_that_is_absent_is_told(ws: Workspace) -> None:
@@ -192,8 +214,8 @@ def test_threads_and_the_split_into_files_change_no_byte(ws: Workspace) -> None:
         for path in folder.glob("*.parquet"):
             path.unlink()
         third = max(rows.num_rows // 3, 1)
-        for part in range(4):
-            pq.write_table(rows.slice(part * third, third if part < 3 else None), folder / f"part-{part}.parquet")
+        for n in range(4):
+            pq.write_table(rows.slice(n * third, third if n < 3 else None), folder / f"part-{n}.parquet")
     split = collect_day(ws, changed(params, threads=1), FIRST_DAY, reopen=True).samples_hash
     assert split == whole
 

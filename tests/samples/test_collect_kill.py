@@ -56,7 +56,7 @@ def test_a_reopening_killed_around_its_marker_leaves_side_rows_that_its_manifest
     logged_workspace: Workspace, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ws = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
+    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples", "late", "quarantine"))
     root = Path(ws.logs(ws.params()))
     old = collect_day(ws, ws.params(), FIRST_DAY)
     sides = {table: read_side(ws.late, table, FIRST_DAY) for table in side_tables(ws.late, FIRST_DAY)}
@@ -101,7 +101,7 @@ def test_collection_killed_at_random_points_is_finished_by_the_next_run(
     logged_workspace: Workspace, tmp_path: Path, points: int, quarantine: bool
 ) -> None:
     ws = Workspace(tmp_path / "ws")
-    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples"))
+    shutil.copytree(logged_workspace.root, ws.root, ignore=shutil.ignore_patterns(".git", ".dvc", "samples", "late", "quarantine"))
     if quarantine:
         change(Path(ws.logs(ws.params())), "requests", lambda t: put(t, "user_id", [5], 0))
     with begin(ws, quarantine) as whole:

@@ -105,10 +105,14 @@ def test_feedback_that_lands_in_the_next_day_after_closing_is_late_and_taken_in_
     (folder / "_SUCCESS").unlink()
     pq.write_table(rows.filter(in_time), folder / "part-0.parquet")  # as the writer's first hours at 03:00
     at_night = collect_day(ws, ws.params(), FIRST_DAY, reopen=True)
-    assert at_night.labels == {str(FIRST_DAY): "finished", str(NEXT_DAY): "unfinished"}
+    assert {label: told["state"] for label, told in at_night.labels.items()} == {str(FIRST_DAY): "finished", str(NEXT_DAY): "unfinished"}
+    (folder / "part-1.parquet").write_bytes(b"PAR1")  # half written: no business of a closed day
+    assert collect_day(ws, ws.params(), FIRST_DAY) == at_night and late.find(ws, FIRST_DAY) is None
     assert at_night.id == whole.id and at_night.samples_hash == whole.samples_hash
     pq.write_table(rows.filter(pc.invert(in_time)), folder / "part-1.parquet")
     (folder / "_SUCCESS").touch()
+    pq.write_table(read(logs, "feedback", NEXT_DAY), folder / "compacted.parquet")  # the same rows in another file
+    (folder / "part-0.parquet").unlink()
     collect_day(ws, ws.params(), FIRST_DAY)
     found = late.find(ws, FIRST_DAY)
     assert found is not None and found.rows == {"feedback": expected} and found.by_as_of == 0
@@ -188,6 +192,17 @@ def test_a_closed_day_does_not_need_its_logs(ws: Workspace, logs: Path) -> None:
     shutil.rmtree(logs)
     assert collect_day(ws, ws.params(), FIRST_DAY) == closed
     assert late.find(ws, FIRST_DAY) is None
+
+
+def test_late_rows_stay_when_the_logs_expire(ws: Workspace, logs: Path) -> None:
+    later = hold_back(logs, 5)
+    collect_day(ws, ws.params(), FIRST_DAY)
+    bring(logs, later)
+    collect_day(ws, ws.params(), FIRST_DAY)
+    rows, found = read_side(ws.late, "feedback", FIRST_DAY), late.find(ws, FIRST_DAY)
+    shutil.rmtree(logs)
+    collect_day(ws, ws.params(), FIRST_DAY)
+    assert read_side(ws.late, "feedback", FIRST_DAY) == rows and late.find(ws, FIRST_DAY) == found
 
 
 def test_a_broken_file_that_came_late_is_named_and_the_closed_day_stays(ws: Workspace, logs: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hap.errors import DataError, HapError
 from hap.models.build import build_model
-from hap.params import Feature, Features, Model, Params, Route
+from hap.params import Feature, Features, Light, Model, Params, Route
 from hap.serving.bundle import Bundle
 from hap.serving.export import export, scoring_cores
 from hap.serving.request import RequestTensors
@@ -24,7 +24,7 @@ PARAMS = Params(
         history=(Feature(name="item_id", type="id", rows=50),),
         history_length=4,
     ),
-    light=Model(size=8, embedding_dim=4),
+    light=Light(size=8, embedding_dim=4),
     expressive=Model(size=8, embedding_dim=4),
     route=Route(share=0.4),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hap.params import KINDS, Params
-from hap.training.feed import Feed, is_heldout, read_pool
+from hap.training.feed import Feed, read_pool
 
 
 def rows(files: list[Path]) -> dict[int, dict]:
@@ -39,8 +39,41 @@ def test_training_and_heldout_parts_are_disjoint_and_complete(sample_files: list
     ]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(rows(sample_files))
-    assert all(is_heldout(np.array(sorted(parts[0])), default_params))
     assert 0 < len(parts[0]) < len(parts[1])
+    assert [Feed(sample_files, default_params, heldout=side).requests() for side in (True, False)] == [len(part) for part in parts]
+
+
+@pytest.fixture(scope="session")
+def two_days(sample_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The samples as those of two days."""
+    table, root = pq.read_table(sample_files[0]), tmp_path_factory.mktemp("days")
+    paths = [root / f"day=2026-01-0{day}" / "part-0.parquet" for day in (1, 2)]
+    for path, part in zip(paths, (table.slice(0, len(table) // 2), table.slice(len(table) // 2)), strict=True):
+        path.parent.mkdir()
+        pq.write_table(part, path, row_group_size=20)
+    return paths
+
+
+def test_held_out_is_the_last_day_of_some_users_and_nothing_else(two_days: list[Path], default_params: Params) -> None:
+    by_request, last = rows(two_days), set(rows(two_days[1:]))
+    out = {int(r) for pool in Feed(two_days, default_params, heldout=True).pools() for r in pool.request_id}
+    users = {by_request[request]["user_id"] for request in out}
+    assert out == {request for request in last if by_request[request]["user_id"] in users}
+    assert 0.05 < len(users) / len({by_request[request]["user_id"] for request in last}) < 0.4
+
+
+def test_without_a_user_id_single_requests_of_the_last_day_are_held_out(two_days: list[Path], default_params: Params) -> None:
+    known = tuple(feature for feature in default_params.features.user if feature.name != "user_id")
+    anonymous = default_params.features.model_copy(update={"user": known})
+    params = default_params.model_copy(update={"features": anonymous})
+    out = {int(r) for pool in Feed(two_days, params, heldout=True).pools() for r in pool.request_id}
+    assert out and out < set(rows(two_days[1:])) and len(out) == Feed(two_days, params, heldout=True).requests()
+
+
+def test_steps_follow_what_is_left_to_train_on(two_days: list[Path], default_params: Params) -> None:
+    feed = Feed(two_days, small_batches(default_params), heldout=False)
+    given = sum(batch.requests for batch in feed.batches(1, 1))
+    assert given == feed.requests() and abs(feed.steps(1, 1) - given / 8) < 2
 
 
 def test_an_epoch_gives_every_request_once_and_its_order_repeats(sample_files: list[Path], default_params: Params) -> None:

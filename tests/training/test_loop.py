@@ -10,7 +10,7 @@ from hap.errors import DataError
 from hap.models.build import build_model, load_model, save_model
 from hap.params import Params
 from hap.training.feed import Feed
-from hap.training.loop import Progress, Trained, pick_device, train, warm_start
+from hap.training.loop import Place, Progress, Trained, pick_device, train, warm_start
 
 
 def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
@@ -87,3 +87,50 @@ def test_training_goes_on_from_warm_weights(small_params: Params, sample_files: 
     warm, seen = run("light", small_params, sample_files, warm=tmp_path / "light" / "model.pt")
     assert sum(seen[0].loss.values()) < sum(cold[0].loss.values())
     assert warm.facts["warm_parameters"] > 0 == trained.facts["warm_parameters"]
+
+
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_looking_at_the_conflict_changes_no_weight(name: str, small_params: Params, sample_files: list[Path]) -> None:
+    def looking(every: int) -> Trained:
+        settings = small_params.train.model_copy(update={"conflict_steps": every, "batch_requests": 16})
+        return run(name, small_params.model_copy(update={"train": settings}), sample_files)[0]
+
+    blind, seen = looking(0), looking(3)
+    assert blind.conflicts == []
+    steps = [record["step"] for record in seen.conflicts]
+    assert steps == list(range(0, steps[-1] + 1, 3))
+    assert len(steps) > 2
+    for key, value in blind.model.state_dict().items():
+        assert torch.equal(value, seen.model.state_dict()[key]), key
+
+
+class Broken(Exception):
+    """Ends a training from within."""
+
+
+@pytest.mark.parametrize("how", ["pcgrad", "gradvac", "uncertainty", "curriculum"])
+def test_what_surgery_and_weights_have_learned_outlives_a_break(
+    how: str, small_params: Params, sample_files: list[Path], tmp_path: Path
+) -> None:
+    changes = {"batch_requests": 16, "checkpoint_steps": 3, "log_steps": 1, "conflict_steps": 2}
+    changes |= {"surgery": how, "gradvac_beta": 0.5} if how in ("pcgrad", "gradvac") else {}
+    loss = small_params.loss.model_copy(update={"weighting": how, "curriculum_epochs": 1} if how not in changes.values() else {})
+    params = small_params.model_copy(update={"train": small_params.train.model_copy(update=changes), "loss": loss})
+    whole, seen = run("light", params, sample_files)
+    seen_steps = 0
+
+    def breaks(progress: Progress) -> None:
+        nonlocal seen_steps
+        seen_steps += 1
+        if seen_steps in (5, 14):
+            raise Broken
+
+    place = Place(tmp_path, how)
+    for _ in range(2):
+        with pytest.raises(Broken):
+            train("light", params, sample_files, breaks, place=place)
+    resumed = train("light", params, sample_files, breaks, place=place)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert (resumed.conflicts, resumed.facts) == (whole.conflicts, whole.facts)
+    assert len(seen) == 2

@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from hap import durable
 from hap.params import Params
 from hap.samples import partitions
 from hap.samples.collect import collect_day
+from hap.training.ranks import meet
 from hap.training.run import write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
@@ -37,8 +40,9 @@ def workspace(logged_workspace: Workspace, small_params: Params, tmp_path: Path)
     return ws
 
 
-def ready(ws: Workspace, params: Params, **train: object) -> None:
-    """run.yaml and window.json, with other settings of `train` where given."""
+def ready(ws: Workspace, params: Params, loss: dict[str, object] | None = None, **train: object) -> None:
+    """run.yaml and window.json, with other settings of `train` and `loss` where given."""
+    params = params.model_copy(update={"loss": params.loss.model_copy(update=loss or {})})
     settings = {"batch_requests": 16, "epochs": 12, "patience": 12, "checkpoint_steps": 4, "log_steps": 5, "conflict_steps": 0, **train}
     params = params.model_copy(update={"train": params.train.model_copy(update=settings)})
     durable.write_json(ws.window_file, {"days": [partitions.load(ws, FIRST_DAY).id]})
@@ -54,7 +58,11 @@ def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subproce
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
-    said, _ = process.communicate(timeout=300)
+    try:
+        said, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends those that it started
+        pytest.fail(f"not ended in 300 s, having said:\n{process.communicate()[0]}")
     assert process.returncode == 0, said
 
 
@@ -91,6 +99,29 @@ def test_two_processes_reach_the_loss_of_one(workspace: Workspace, small_params:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [({"surgery": "pcgrad"}, {}), ({"surgery": "gradvac"}, {"name": "infonce+bce"}), ({}, {"weighting": "uncertainty"})],
+)
+def test_surgery_and_learned_weights_and_what_is_seen_of_the_conflict_do_not_depend_on_the_number_of_processes(
+    workspace: Workspace, small_params: Params, settings: dict, loss: dict
+) -> None:
+    ready(workspace, small_params, loss, epochs=2, conflict_steps=3, **settings)
+    finish(start(workspace, ALONE))
+    weights, figures = outcome(workspace)
+    finish(start(workspace, TORCHRUN))
+    shared_weights, shared = outcome(workspace)
+    assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
+    assert shared["learned_weights"] == (pytest.approx(figures["learned_weights"], abs=1e-3) if figures["learned_weights"] else None)
+    for key, value in weights.items():
+        assert torch.allclose(value, shared_weights[key], atol=1e-3), key
+    assert len(figures["conflict"]) > 3
+    for one, other in zip(figures["conflict"], shared["conflict"], strict=True):
+        for figure in ("norm", "pull", "cosine"):
+            assert other[figure] == pytest.approx(one[figure], abs=0.02, rel=0.02), one["step"]
+
+
+@pytest.mark.long
 def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undisturbed_run(
     workspace: Workspace, small_params: Params
 ) -> None:
@@ -103,6 +134,37 @@ def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undistu
     workers[-1].send_signal(signal.SIGKILL)
     finish(process)
     assert same(outcome(workspace), undisturbed)
+
+
+@pytest.mark.parametrize("first", range(3), ids=lambda rank: f"rank {rank} comes first")
+def test_processes_meet_in_a_store_that_remembers_earlier_starts(first: int) -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank: int, delay_s: float = 0.0) -> str:
+        time.sleep(delay_s)
+        return meet(dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=30)), rank, 3)
+
+    names = set()
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            come_in_turn = [pool.submit(come, rank, 0.1 * ((rank - first) % 3)) for rank in range(3)]
+            assert len({one.result() for one in come_in_turn}) == 1
+            names.add(come_in_turn[0].result())
+    assert len(names) == 3
+
+
+def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def come(rank: int, patience_s: float = 30.0) -> str:
+        return meet(dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=patience_s)), rank, 2)
+
+    with pytest.raises(dist.DistStoreError):
+        come(0, patience_s=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        follows = pool.submit(come, 1)
+        time.sleep(0.3)
+        assert come(0) == follows.result()
 
 
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, small_params: Params) -> None:

@@ -1,0 +1,90 @@
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.proof import routing
+from hap.models.describe import Description
+from hap.params import Route
+from hap.serving.merge import hard_select, merge, routed_count
+
+SHARES = (0.0, 0.1, 0.3, 0.5, 0.77, 1.0)
+
+
+def jagged(seed, requests=40, most=30):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, most, requests)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    clicked = rng.random(offsets[-1]) < 0.15
+    return rng, routing.describe_requests(clicked, offsets, seed)
+
+
+def slow_final(request_rows, selector, light, expressive, chance, share):
+    """Rows of one request in final order, by sorting lists."""
+
+    def best_first(rows, score):
+        return sorted(rows, key=lambda row: (-score[row], chance[row]))
+
+    count = math.ceil(share * len(request_rows) - 1e-9)
+    routed = best_first(request_rows, selector)[:count]
+    return best_first(routed, expressive) + best_first([row for row in request_rows if row not in routed], light)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_places_recall_and_agreement_are_those_of_sorted_lists(share, ties):
+    rng, requests = jagged(1)
+    selector, light, expressive = (rng.normal(size=len(requests.clicked)) for _ in range(3))
+    if ties:
+        selector, light, expressive = np.round(selector), np.round(light), np.round(expressive)
+    final = routing.select(requests, selector, light, expressive).final_places(share)
+    on_all = routing.places(expressive, requests)
+    for request, (first, end) in enumerate(zip(requests.offsets[:-1], requests.offsets[1:], strict=True)):
+        rows = list(range(first, end))
+        order = slow_final(rows, selector, light, expressive, requests.chance, share)
+        assert [int(final[row]) for row in order] == list(range(len(rows)))
+        whole = slow_final(rows, expressive, light, expressive, requests.chance, 1.0)
+        assert routing.hits(final, requests, 5)[request] == sum(requests.clicked[row] for row in order[:5])
+        assert routing.findable(requests, 5)[request] == min(5, requests.clicked[rows].sum())
+        same = len(set(order[:5]) & set(whole[:5])) / min(5, len(rows))
+        assert routing.agreement(final, on_all, requests, 5)[request] == pytest.approx(same)
+
+
+@pytest.mark.parametrize("share", [0.07, 0.3, 0.7, 1.0])
+def test_the_order_is_the_one_that_is_served(share):
+    rng, requests = jagged(2)
+    light, expressive = (rng.normal(size=len(requests.clicked)).astype(np.float32) for _ in range(2))
+    final = routing.select(requests, light, light, expressive).final_places(share)
+    for first, end in zip(requests.offsets[:-1], requests.offsets[1:], strict=True):
+        chosen = hard_select(light[first:end], routed_count(Route(share=share), int(end - first)))
+        score, _ = merge(light[first:end], chosen, expressive[first:end][chosen])
+        np.testing.assert_array_equal(np.argsort(final[first:end]), np.argsort(-score, kind="stable"))
+
+
+def test_a_model_that_says_nothing_finds_clicks_by_chance_although_they_lie_first():
+    counts = np.full(300, 50)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    clicked = np.tile(np.arange(50) < 2, 300)
+    requests = routing.describe_requests(clicked, offsets, 3)
+    flat = np.zeros(len(clicked))
+    found = routing.hits(routing.places(flat, requests), requests, 10).sum() / clicked.sum()
+    assert found == pytest.approx(0.2, abs=0.05)
+
+
+def test_an_oracle_routes_the_clicked_ones_first():
+    _, requests = jagged(4)
+    place = routing.places(routing.oracle(requests), requests)
+    clicks = np.bincount(requests.owner[requests.clicked], minlength=len(requests.counts))
+    assert (place[requests.clicked] < clicks[requests.owner[requests.clicked]]).all()
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_cost_is_the_sum_over_requests(share):
+    _, requests = jagged(5)
+    light, expressive = (Description(name, 8, 0, 0, 0, fixed, each) for name, fixed, each in (("light", 100, 3), ("expressive", 700, 40)))
+    cascade = whole = 0
+    for count in requests.counts.tolist():
+        routed = routed_count(Route(share=share), count) if share else 0
+        cascade += light.flops(count) + (expressive.flops(routed) if routed else 0)
+        whole += expressive.flops(count)
+    assert routing.flops_ratio(light, expressive, requests, share) == pytest.approx(cascade / whole)
