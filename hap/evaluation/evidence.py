@@ -13,10 +13,10 @@ from hap.params import NEGATIVES
 
 MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final score
 
-SLICED = "cascade"  # slices are judged by what users see
+SLICED = "cascade"  # what users see: judged on slices and on all kinds together, too
 ALL = "all"  # the kinds of negatives together
 
-Quantity = tuple[str, str]  # (member, kind), or (SLICED, a slice's name)
+Quantity = tuple[str, str]  # (member, kind), (SLICED, ALL), or (SLICED, a slice's name)
 
 
 def guarded(expressive_kinds: Sequence[str]) -> tuple[Quantity, ...]:
@@ -157,7 +157,8 @@ def _measure(
             found.append(Finding(blame, f"{member}: {bad:,} of {values.size:,} scores of {label} are NaN or infinite"))
         else:
             measured |= {(member, name): auc for name, auc in request_aucs(values, kind, offsets).items()}
-            if member == SLICED and slices:
+            if member == SLICED:
                 ranked = rank(values, np.minimum(kind, 1), offsets, (ALL,))
+                measured[member, ALL] = by_request(ranked)[ALL]
                 measured |= {(member, name): by_request(ranked, mask[ranked.row])[ALL] for name, mask in slices.items()}
     return measured

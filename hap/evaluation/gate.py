@@ -1,12 +1,12 @@
 """The verdict on a challenger: pass, refuse or undecided, from scores and measurements as values.
 
-Guarded is each (member, kind) pair of `evidence.guarded`, and each slice with clicks enough. A floor rule bounds the
-challenger's own GAUC (not on slices), a regression rule its difference to the champion on the same requests; both are
-judged by one-sided bounds at level alpha:
+Guarded is each (member, kind) pair of `evidence.guarded`; and of the cascade, whose order users see, all kinds together and each
+slice with clicks enough. A floor rule bounds the challenger's own GAUC on a kind, a regression rule its difference to the
+champion on the same requests; both are judged by one-sided bounds at level alpha:
     pass       every rule's lower bound lies above its limit (an intersection-union test, no correction)
     refuse     at least one rule's value lies below its limit, Holm over all rules; or a hard finding
     undecided  anything else, with the number of requests that would decide
-docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, SLICE for KIND on slices.
+docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, with `all` or a slice for KIND.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hap.evaluation import wording
 from hap.evaluation.auc import RequestAuc, gauc
-from hap.evaluation.evidence import MEMBERS, SLICED, Evidence, Finding, Quantity, guarded
+from hap.evaluation.evidence import ALL, MEMBERS, SLICED, Evidence, Finding, Quantity, guarded
 from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import KINDS, NEGATIVES, Gate
@@ -71,7 +71,7 @@ def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed
     # A kind without a floor has the floor 0: each quantity keeps a rule, so that an unmeasured one never passes.
     wanted: list[tuple[str, Quantity, float]] = [("floor", q, floors.get(q[1], 0.0)) for q in quantities]
     if evidence.against is not None:
-        wanted += [("regression", q, -rules.margin) for q in quantities]
+        wanted += [("regression", q, -rules.margin) for q in (*quantities, (SLICED, ALL))]
         wanted += [("regression", (SLICED, name), -rules.slice_margin) for name in guarded_slices(evidence, rules)]
     draws = max(rules.bootstrap_draws, math.ceil(TAIL_DRAWS * len(wanted) / rules.alpha))
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []

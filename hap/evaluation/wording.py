@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from hap.evaluation.evidence import MEMBERS, Evidence, Finding
+from hap.evaluation.evidence import ALL, MEMBERS, SLICED, Evidence, Finding
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import NEGATIVES, Gate
 
@@ -45,7 +45,7 @@ def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> s
         count = f"all {len(judged)} GAUC lie above their floors"
         return f"{count}; closest is {member} on {kind}, at least {_number(lower)} against {_number(closest.bound)}"
     compared = [rule for rule in judged if rule.name.endswith("regression")]
-    slices = sum(rule.name.split(".")[1] not in NEGATIVES for rule in compared)
+    slices = sum(rule.name.split(".")[1] not in (*NEGATIVES, ALL) for rule in compared)
     guarded = f"{len(compared) - slices} guarded GAUC" + (f" and {slices} slices" if slices else "")
     count = f"no worse than v{evidence.against} on all {guarded}, and above every floor"
     worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"
@@ -74,6 +74,8 @@ def verdict_text(verdict: Verdict) -> str:
         ]
         lines.append(f"{member:<13}" + "".join(f"{cell:<26}" for cell in cells).rstrip())
     lines.append(f"each cell: GAUC and its change against the champion, each bound at {1 - verdict.alpha:.0%}; ! refused, ? undecided")
+    if overall := rules.get(f"{SLICED}.{ALL}.regression"):
+        lines.append(f"{SLICED} on all kinds together, change: {_change(overall)}")
     if verdict.slices:
         lines.append(_slices_line(verdict, rules))
     if verdict.parity_max_abs_diff is not None:
@@ -91,18 +93,22 @@ def _slices_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
     if not known:
         return said
     worst = min(known, key=lambda name: known[name].value or 0.0)
-    return f"{said}; lowest change on {worst}: {known[worst].value:+.3f} [{known[worst].lower:+.3f}, {known[worst].upper:+.3f}]".replace(
-        "0.", "."
-    )
+    return f"{said}; lowest change on {worst}: {_change(known[worst])}"
+
+
+def _change(rule: Rule) -> str:
+    """-.004 [-.009,+.001]"""
+    if rule.value is None or rule.lower is None or rule.upper is None:
+        return "not measured"
+    return f"{rule.value:+.3f} [{rule.lower:+.3f},{rule.upper:+.3f}]".replace("0.", ".")
 
 
 def _cell(value: float | None, regression: Rule | None, floor: Rule | None) -> str:
     outcomes = {rule.outcome for rule in (regression, floor) if rule}
     mark = "!" if "refuse" in outcomes else "?" if "undecided" in outcomes else ""
     text = "-" if value is None else _number(value)
-    if regression and regression.value is not None and regression.lower is not None and regression.upper is not None:
-        change = f"{regression.value:+.3f} [{regression.lower:+.3f},{regression.upper:+.3f}]"
-        text += " " + change.replace("0.", ".")
+    if regression and regression.value is not None:
+        text += f" {_change(regression)}"
     return text + mark
 
 

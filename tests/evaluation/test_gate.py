@@ -56,7 +56,7 @@ def first(**changes):
 def test_an_equal_challenger_passes():
     verdict = decide(evidence(), RULES)
     assert verdict.verdict == "pass" and verdict.exit_code == 0 and verdict.needs_requests is None
-    assert verdict.reasons[0].startswith("no worse than v1 on all 12 guarded GAUC, and above every floor")
+    assert verdict.reasons[0].startswith("no worse than v1 on all 13 guarded GAUC, and above every floor")
 
 
 def test_a_better_challenger_passes():
@@ -69,9 +69,54 @@ def test_harm_to_one_kind_of_one_member_is_refused_with_that_reason(member, code
     verdict = decide(evidence(challenger=harmed(members=(member,), kinds=(code,), by=0.5)), RULES)
     kind = NEGATIVES[code - 1]
     assert verdict.verdict == "refuse" and verdict.exit_code == 3
-    assert [rule.name for rule in verdict.rules if rule.outcome == "refuse"] == [f"{member}.{kind}.regression"]
-    assert len(verdict.reasons) == 1
+    refused = [rule.name for rule in verdict.rules if rule.outcome == "refuse"]
+    assert set(refused) - {"cascade.all.regression"} == {f"{member}.{kind}.regression"} and len(verdict.reasons) == len(refused)
     assert verdict.reasons[0].startswith(f"{member}: GAUC on {kind} fell by .") and verdict.reasons[0].endswith("more than the margin .010")
+
+
+def small_harm_everywhere(by):
+    """Every negative of the cascade a little higher."""
+    return harmed(members=("cascade",), by=by)
+
+
+def test_harm_to_all_kinds_together_is_its_own_rule():
+    verdict = decide(evidence(challenger=small_harm_everywhere(0.3)), RULES)
+    assert "cascade: GAUC on all fell by" in " ".join(verdict.reasons)
+    assert "cascade on all kinds together, change: -." in verdict_text(verdict)
+
+
+def sliced(by=0.0, floor=500, requests=1200):
+    """Two slices of the clicks, `content_type=1` and `=2`; in the second the clicks of the challenger's cascade fall by `by`."""
+    kind, _, scores = judged_day(requests)
+    second = np.repeat(np.arange(requests) % 4 == 0, KIND.size)
+    worse = scores | {"cascade": scores["cascade"] - by * ((kind == 0) & second)}
+    parts = {"content_type=1": ~second, "content_type=2": second}
+    return decide(evidence(challenger=worse, slices=parts, requests=requests), RULES.model_copy(update={"slice_min_positives": floor}))
+
+
+def test_harm_to_one_slice_only_is_refused_with_that_reason():
+    verdict = sliced(by=0.3, floor=300)
+    assert verdict.verdict == "refuse"
+    said = [reason for reason in verdict.reasons if "content_type" in reason]
+    assert len(said) == 1 and said[0].startswith("cascade: GAUC on content_type=2 fell by .")
+    assert said[0].endswith("more than the margin .020")
+    untouched = next(rule for rule in verdict.rules if rule.name == "cascade.content_type=1.regression")
+    assert untouched.value == 0 and untouched.outcome == "pass"
+
+
+def test_a_slice_with_few_clicks_is_reported_and_does_not_judge():
+    verdict = sliced(by=0.02, floor=500)
+    assert verdict.slices["content_type=2"] | {"gauc": 0, "champion_gauc": 0} == {
+        "positives": 300, "gauc": 0, "champion_gauc": 0, "guarded": False,
+    }  # fmt: skip
+    assert verdict.slices["content_type=2"]["gauc"] < verdict.slices["content_type=2"]["champion_gauc"]
+    assert not any("content_type=2" in rule.name for rule in verdict.rules)
+    assert "slices: 1 guarded, 1 reported only" in verdict_text(verdict)
+
+
+def test_an_equal_challenger_passes_on_its_slices_too():
+    verdict = sliced()
+    assert verdict.verdict == "pass" and "on all 13 guarded GAUC and 1 slices" in verdict.reasons[0]
 
 
 def test_harm_to_an_unguarded_kind_does_not_refuse():
@@ -263,7 +308,7 @@ def test_a_verdict_survives_json_without_nan(case):
 def test_the_text_names_verdict_reasons_and_table_on_one_screen():
     text = verdict_text(decide(evidence(challenger=harmed(kinds=(1, 2, 3, 4), by=0.5)), RULES))
     assert text.startswith("v2: REFUSE (against v1)")
-    assert "and 4 more in verdict.json" in text
+    assert "and 5 more in verdict.json" in text
     assert len(text.splitlines()) < 24 and all(len(line) <= 140 for line in text.splitlines())
     assert "first version, floors only" in verdict_text(decide(first(), RULES))
 
