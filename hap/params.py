@@ -194,6 +194,9 @@ class Light(Model):
     distill: float = Field(default=0.0, ge=0, description="weight of the divergence from the expressive model's softmax over each request")
 
 
+SHARE_SLACK = 1e-9  # 0.7 * 10 is 7.000000000000001 in float64: K must be 7
+
+
 class Route(Strict):
     """How many candidates the expressive model rescores: K = ceil(share * N), or K = k. A request's own k wins."""
 

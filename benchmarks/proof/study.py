@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.proof import routing
 from benchmarks.proof.estimates import Measured, mean_gauc, mean_over_weights, pooled_auc
 from benchmarks.proof.trials import Finished, Place, find
 from benchmarks.proof.variants import DISTILLED, HARD, OURS, Trial
 from benchmarks.proof.worlds import Rows, World
+from hap.evaluation import cascade as routing
 from hap.evaluation.auc import request_aucs
 from hap.models.describe import Description
 from hap.params import KINDS, MODELS, NEGATIVES
@@ -191,7 +191,7 @@ def _curve(
     points, measured = [], {k: dict[float, Measured]() for k in RECALL_AT}
     for share in routing.SHARES:
         finals = [one.final_places(share) for one in selected]
-        point: Found = {"share": share, "flops_ratio": routing.flops_ratio(light, expressive, requests, share)}
+        point: Found = {"share": share, "flops_ratio": routing.cost_ratio(light.cost, expressive.cost, requests.counts, share)}
         for k in RECALL_AT:
             measured[k][share] = recall = _recall(finals, requests, rows, k)
             same = np.stack([routing.agreement(final, place, requests, k) for final, place in zip(finals, on_all, strict=True)])

@@ -6,9 +6,9 @@ An answer is yes, no, or open: open where an interval holds both, or where trial
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from benchmarks.proof.routing import SHARES
 from benchmarks.proof.study import SHOWN_AT
 from benchmarks.proof.variants import DISTILLED, OURS
+from hap.evaluation.cascade import SHARES
 
 Answer = Literal["yes", "no", "open"]
 Found = dict[str, Any]

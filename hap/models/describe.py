@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hap.evaluation.cascade import Cost
 from hap.models.build import build_model, dense_parameters
 from hap.params import MODELS, Params
 
@@ -28,6 +29,11 @@ class Description:
     def flops(self, candidates: int) -> int:
         """Operations of one request with so many candidates."""
         return self.flops_per_request + candidates * self.flops_per_candidate
+
+    @property
+    def cost(self) -> Cost:
+        """Operations, as the routing curve counts them."""
+        return Cost(self.flops_per_request, self.flops_per_candidate)
 
     def user_share(self, candidates: int) -> float:
         """Share of a request's operations that the user side takes."""

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from hap.params import Route
-from hap.serving.merge import MAX_LOGIT, NAN_SCORE, SHARE_SLACK
+from hap.params import SHARE_SLACK, Route
+from hap.serving.merge import MAX_LOGIT, NAN_SCORE
 from hap.serving.request import TENSORS
 
 OPSET = 20

@@ -8,11 +8,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hap.params import Route
+from hap.params import SHARE_SLACK, Route
 
 MAX_LOGIT = 60.0  # logits are clipped to +-60: softplus(-60) is still a normal float32
 NAN_SCORE = -64.0  # of a candidate whose logit is NaN: below every other score
-SHARE_SLACK = 1e-9  # 0.7 * 10 is 7.000000000000001 in float64: K must be 7
 
 
 def routed_count(route: Route, candidates: int, k: int | None = None) -> int:

@@ -1,9 +1,10 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from benchmarks.proof import routing
+from hap.evaluation import cascade as routing
 from hap.models.describe import Description
 from hap.params import Route
 from hap.serving.merge import hard_select, merge, routed_count
@@ -87,4 +88,67 @@ def test_cost_is_the_sum_over_requests(share):
         routed = routed_count(Route(share=share), count) if share else 0
         cascade += light.flops(count) + (expressive.flops(routed) if routed else 0)
         whole += expressive.flops(count)
-    assert routing.flops_ratio(light, expressive, requests, share) == pytest.approx(cascade / whole)
+    assert routing.cost_ratio(light.cost, expressive.cost, requests.counts, share) == pytest.approx(cascade / whole)
+
+
+def test_ndcg_is_that_of_scikit_learn():
+    from sklearn.metrics import ndcg_score
+
+    rng, requests = jagged(6)
+    score = rng.normal(size=len(requests.clicked))
+    found = routing.ndcg(routing.places(score, requests), requests, 5)
+    for request, (first, end) in enumerate(pairwise(requests.offsets.tolist())):
+        clicked = requests.clicked[first:end]
+        if not clicked.any():
+            assert np.isnan(found[request])
+        elif end - first > 1:
+            assert found[request] == pytest.approx(ndcg_score([clicked.astype(int)], [score[first:end]], k=5), abs=1e-12)
+
+
+def test_a_curve_ends_at_expressive_on_all_and_its_points_are_means_over_clicked_requests():
+    rng, requests = jagged(7, requests=200)
+    light, expressive = rng.normal(size=(2, len(requests.clicked)))
+    costs = (routing.Cost(10, 1), routing.Cost(100, 20))
+    points = routing.curve(requests, light, expressive, 5, costs, shares=(0.0, 0.4, 1.0))
+    assert [point.share for point in points] == [0.0, 0.4, 1.0]
+    assert (points[-1].relative, points[-1].agreement) == (1.0, 1.0) and points[-1].cost > 1 > points[0].cost
+    final = routing.select(requests, light, light, expressive).final_places(0.4)
+    shares, hits, weights = [], [], []
+    for first, end in pairwise(requests.offsets.tolist()):
+        clicked = requests.clicked[first:end]
+        if clicked.any():
+            top = clicked[final[first:end] < 5]
+            shares.append(top.sum())
+            weights.append(min(5, clicked.sum()))
+            hits.append(top.any())
+    assert points[1].recall == pytest.approx(sum(shares) / sum(weights)) and points[1].hit_rate == pytest.approx(np.mean(hits))
+    assert routing.curve(requests, light, expressive, 5)[0].cost is None
+
+
+def test_the_best_share_is_the_one_that_finds_most_within_the_budget():
+    def point(share, recall, cost):
+        return routing.Point(share, recall, recall, 0.0, 0.0, 0.0, cost)
+
+    points = [point(0.0, 0.2, 0.1), point(0.3, 0.5, 0.4), point(0.5, 0.5, 0.6), point(0.6, 0.4, 0.7), point(1.0, 0.6, 1.1)]
+    assert routing.best_share(points, 0.4).share == 0.3
+    assert routing.best_share(points, 0.9).share == 0.3  # as much for less
+    assert routing.best_share(points, 2.0).share == 1.0
+    assert routing.best_share(points, 0.05) is None
+
+
+def test_recall_by_size_splits_the_requests_by_their_candidates():
+    offsets = np.array([0, 2, 12])
+    clicked = np.zeros(12, bool)
+    clicked[[0, 11]] = True
+    requests = routing.describe_requests(clicked, offsets, 1)
+    final = np.concatenate([np.arange(2), np.arange(10)])
+    assert routing.recall_by_size(final, requests, 1, [5]) == {"0-4": 1.0, "5+": 0.0}
+    assert np.isnan(routing.recall_by_size(final, requests, 1, [5, 50])["50+"])
+
+
+@pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 3]])
+def test_requests_without_candidates_or_clicks_give_no_figure_and_no_error(offsets):
+    rows = offsets[-1]
+    requests = routing.describe_requests(np.zeros(rows, bool), np.array(offsets), 1)
+    for point in routing.curve(requests, np.zeros(rows), np.zeros(rows), 5):
+        assert np.isnan(point.recall) and np.isnan(point.hit_rate)

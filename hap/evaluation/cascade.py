@@ -1,0 +1,217 @@
+"""The whole cascade on requests with all their candidates: what is found, what it costs, and which share to route.
+
+The final list is the routed candidates by expressive score, above all others by light score [derived, hap.md "DAMR"]. Who is
+routed is said by a selector: the light model in service; chance, or an oracle that knows the clicks, for comparison. Scores are
+values here; ties go by chance, since samples lie clicked ones first. Letters: R requests, N candidates of all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hap.params import SHARE_SLACK
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """R requests with all candidates."""
+
+    offsets: I64  # [R + 1]
+    clicked: NDArray[np.bool_]  # [N]
+    chance: F64  # [N], one draw a candidate: breaks ties, and routes at random
+
+    @property
+    def counts(self) -> I64:
+        return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> I64:
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+
+
+def describe_requests(clicked: NDArray[np.bool_], offsets: I64, seed: int) -> Requests:
+    """Requests with the draws that belong to them; samples lie clicked ones first, so ties must not keep that order."""
+    return Requests(offsets, clicked, np.random.default_rng(seed).random(len(clicked)))
+
+
+def places(score_N: F64, requests: Requests) -> I64:
+    """Each candidate's place in its request by falling score, from 0; ties by chance."""
+    order = np.lexsort((requests.chance, -score_N, requests.owner))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - np.repeat(requests.offsets[:-1], requests.counts)
+    return place
+
+
+def oracle(requests: Requests) -> F64:
+    """Scores of a selector that knows the clicks and nothing else."""
+    return requests.clicked + requests.chance
+
+
+def routed_counts(requests: Requests, share: float) -> I64:
+    """K = ceil(share * N) of every request, as in serving (hap.serving.merge)."""
+    return np.ceil(share * requests.counts - SHARE_SLACK).clip(min=0).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What a curve's points share, so that each costs a running sum and no sort."""
+
+    requests: Requests
+    selector: I64  # [N] place by the selector
+    by_light: I64  # [N] rows in order of (request, place by light score)
+    by_expressive: I64  # [N] rows in order of (request, place by expressive score)
+
+    def final_places(self, share: float) -> I64:
+        """Each candidate's place in the final list."""
+        owner = self.requests.owner
+        routed = self.selector < routed_counts(self.requests, share)[owner]
+        # A routed one is preceded by the routed ones that expressive puts above it; another one by all routed ones, and
+        # by the unrouted ones that light puts above it.
+        final = np.empty(len(owner), np.int64)
+        for rows, marked, base in (
+            (self.by_expressive, routed, np.zeros(len(self.requests.counts), np.int64)),
+            (self.by_light, ~routed, np.bincount(owner[routed], minlength=len(self.requests.counts))),
+        ):
+            inside = marked[rows]
+            running = np.cumsum(inside)
+            before = np.concatenate([[0], running])[self.requests.offsets[:-1]]
+            place = np.empty(len(owner), np.int64)
+            place[rows] = running - 1
+            final[marked] = (place - before[owner] + base[owner])[marked]
+        return final
+
+
+def select(requests: Requests, selector_N: F64, light_N: F64, expressive_N: F64) -> Selected:
+    """A curve's parts from the three scores of every candidate."""
+    by_light, by_expressive = (_in_order(places(score, requests), requests) for score in (light_N, expressive_N))
+    return Selected(requests, places(selector_N, requests), by_light, by_expressive)
+
+
+def _in_order(place_N: I64, requests: Requests) -> I64:
+    rows = np.empty(len(place_N), np.int64)
+    rows[place_N + np.repeat(requests.offsets[:-1], requests.counts)] = np.arange(len(place_N))
+    return rows
+
+
+def hits(final_N: I64, requests: Requests, k: int) -> F64:
+    """Clicked candidates among the first k of each request [R]."""
+    return np.bincount(requests.owner[requests.clicked & (final_N < k)], minlength=len(requests.counts)).astype(np.float64)
+
+
+def findable(requests: Requests, k: int) -> F64:
+    """What Recall@K divides by [R]: the clicked candidates, or k of them where there are more, so that 1 can be reached."""
+    clicks = np.bincount(requests.owner[requests.clicked], minlength=len(requests.counts))
+    return np.minimum(clicks, k).astype(np.float64)
+
+
+def agreement(final_N: I64, expressive_N: I64, requests: Requests, k: int) -> F64:
+    """Share of expressive-on-all's first k that the final list has in its first k [R]."""
+    both = np.bincount(requests.owner[(final_N < k) & (expressive_N < k)], minlength=len(requests.counts))
+    return both / np.minimum(requests.counts, k).clip(min=1)
+
+
+def ndcg(final_N: I64, requests: Requests, k: int) -> F64:
+    """NDCG@K of the clicks in each request's final list [R], NaN without a click: gain 1 at place p counts 1 / log2(p + 2)."""
+    counted = requests.clicked & (final_N < k)
+    gained = np.bincount(requests.owner[counted], weights=1 / np.log2(final_N[counted] + 2), minlength=len(requests.counts))
+    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])[findable(requests, k).astype(np.int64)]
+    return np.divide(gained, ideal, out=np.full(len(ideal), np.nan), where=ideal > 0)
+
+
+class Cost(NamedTuple):
+    """What a model takes, in any unit: operations, or seconds."""
+
+    per_request: float
+    per_candidate: float
+
+
+def cost_ratio(light: Cost, expressive: Cost, counts: I64, share: float) -> float:
+    """The cascade's cost over that of expressive on all, over all requests; light scores every candidate."""
+    routed = np.ceil(share * counts - SHARE_SLACK).clip(min=0)
+    total = len(counts) * light.per_request + counts.sum() * light.per_candidate
+    if share > 0:
+        total += (routed > 0).sum() * expressive.per_request + routed.sum() * expressive.per_candidate
+    return float(total / (len(counts) * expressive.per_request + counts.sum() * expressive.per_candidate))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The cascade at one routed share. Means over requests with a click; recall weighs each click alike."""
+
+    share: float
+    recall: float  # clicks among the first K of the final list, of those that fit
+    relative: float  # the same over that of expressive on all
+    hit_rate: float  # requests with a click among the first K
+    ndcg: float
+    agreement: float  # of expressive-on-all's first K, those in the final first K
+    cost: float | None  # over that of expressive on all
+
+
+def curve(
+    requests: Requests, light_N: F64, expressive_N: F64, k: int, costs: tuple[Cost, Cost] | None = None, shares: Sequence[float] = SHARES
+) -> list[Point]:
+    """The routing curve: the cascade with each share routed by the light model.
+
+    Args:
+        k: length of the list that users see.
+        costs: of light and expressive; None leaves the cost out.
+    """
+    selected = select(requests, light_N, light_N, expressive_N)
+    on_all = places(expressive_N, requests)
+    whole = _recall(on_all, requests, k)
+    points = []
+    for share in shares:
+        final = selected.final_places(share)
+        recall = _recall(final, requests, k)
+        clicked = findable(requests, k) > 0
+        points.append(
+            Point(
+                share,
+                recall,
+                recall / whole if whole else float("nan"),
+                _mean(hits(final, requests, k)[clicked] > 0),
+                _mean(ndcg(final, requests, k)[clicked]),
+                _mean(agreement(final, on_all, requests, k)),
+                cost_ratio(*costs, requests.counts, share) if costs else None,
+            )
+        )
+    return points
+
+
+def best_share(points: Sequence[Point], budget: float) -> Point | None:
+    """The point that finds most within the budget, the smaller share of equals; None where nothing fits it.
+
+    Args:
+        budget: cost over that of expressive on all.
+    """
+    within = [point for point in points if point.cost is not None and point.cost <= budget]
+    return max(within, key=lambda point: (point.recall, -point.share), default=None)
+
+
+def recall_by_size(final_N: I64, requests: Requests, k: int, edges: Sequence[int]) -> dict[str, float]:
+    """Recall@K of requests by their number of candidates: under the first edge, between two, and from the last one on."""
+    bounds = [0, *edges, np.inf]
+    found, weight = hits(final_N, requests, k), findable(requests, k)
+    table = {}
+    for low, high in pairwise(bounds):
+        inside = (requests.counts >= low) & (requests.counts < high)
+        name = f"{low}+" if high == np.inf else f"{low}-{high - 1}"
+        table[name] = float(found[inside].sum() / weight[inside].sum()) if weight[inside].sum() else float("nan")
+    return table
+
+
+def _recall(final_N: I64, requests: Requests, k: int) -> float:
+    weight = findable(requests, k)
+    return float(hits(final_N, requests, k).sum() / weight.sum()) if weight.sum() else float("nan")
+
+
+def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
+    return float(values.mean()) if values.size else float("nan")
