@@ -41,7 +41,10 @@ DEMO_MARK = "demo"  # a file in the workspace's state folder, made first
 
 # Small enough for minutes; everything else is as in any workspace. The margin fits a judging day of
 # fifteen hundred requests, where half-widths of a GAUC's interval are near .01.
-DEMO_PARAMS: dict[str, Any] = {"train": {"days": 2, "epochs": 3, "conflict_steps": 25}, "gate": {"margin": 0.02}}
+DEMO_PARAMS: dict[str, Any] = {
+    "train": {"days": 2, "epochs": 3, "conflict_steps": 25},
+    "gate": {"margin": 0.02, "recall": {"requests": 500, "min_positives": 400, "margin": 0.06}},
+}
 
 
 def run_demo(root: Path, requests_per_day: int, seed: int) -> dict[str, Any]:

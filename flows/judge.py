@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.talk import current
+from flows.whole import describe_whole, recall_of
 from hap.errors import HapError, NotFound
+from hap.evaluation.auc import RequestAuc
 from hap.evaluation.evidence import MEMBERS, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.slices import slice_masks
@@ -20,6 +22,7 @@ from hap.params import Features, Params
 from hap.registry import versions
 from hap.registry.ledger import open_ledger
 from hap.samples import partitions
+from hap.samples.complete import write_complete
 from hap.serving.bundle import Bundle, read_bundle
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
@@ -43,10 +46,21 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     findings: list[Finding] = []
     champion: Bundle | None = None
     theirs: dict[str, np.ndarray] | None = None
+    complete, absent = _complete(ws, params, days)
+    findings += [absent] if absent else []
+    recall: tuple[RequestAuc, RequestAuc | None] | None = None
+    whole: dict[str, Any] = {}
+    if complete:
+        found, every = score_days(challenger, [complete], f"scoring v{version} on whole requests")
+        recall = recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed), None
+        whole = describe_whole(challenger, found, every, params.gate.recall.at, days, params.seed)
     if against is not None:
         try:
             champion = bundle_of(ws, params, against)
             theirs, _ = score_days(champion, files, f"scoring v{against}")
+            if complete and recall:
+                found, every = score_days(champion, [complete], f"scoring v{against} on whole requests")
+                recall = recall[0], recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed)
         except (HapError, KeyError, pa.ArrowException) as error:
             findings.append(Finding("undecided", f"v{against} cannot be scored any more: {error}"))
     evidence = gather(
@@ -60,6 +74,8 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
         challenger=ours,
         champion=theirs,
         slices=_slices(ws, params, challenger, pool),
+        recall=recall,
+        whole=whole,
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
@@ -71,6 +87,18 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     if verdict.verdict == "pass":
         versions.set_alias(ws, params, "challenger", version)
     return verdict
+
+
+def _complete(ws: Workspace, params: Params, days: Sequence[dt.date]) -> tuple[Path | None, Finding | None]:
+    """The judging days' requests with all their candidates, where the logs hold them; and what stands against judging them."""
+    if not params.logs.complete:
+        return None, None
+    path = ws.state / "complete.parquet"
+    try:
+        count = write_complete(ws, params, days, params.gate.recall.requests, path, params.seed)
+    except HapError as error:
+        return None, Finding("undecided", f"Recall@K: the judging days' logs cannot be read again: {error}")
+    return (path if count else None), None
 
 
 def _slices(ws: Workspace, params: Params, challenger: Bundle, pool: Pool) -> dict[str, np.ndarray]:

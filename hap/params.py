@@ -228,6 +228,15 @@ class Slice(Strict):
         return self
 
 
+class Recall(Strict):
+    """Of the judging days' requests with all their candidates: what the cascade finds, against the champion's."""
+
+    at: int = Field(default=20, ge=1, description="K: the length of the list that users see, or that ranking takes")
+    margin: float = Field(default=0.03, gt=0, description="Recall@K that a challenger may lose")
+    requests: int = Field(default=2000, ge=1, description="with a click, drawn by hash; every candidate of each is scored")
+    min_positives: int = Field(default=1000, ge=1, description="clicks from which recall judges; below it is only reported")
+
+
 class Gate(Strict):
     days: int = Field(default=1, ge=1, description="judging days pooled, up to and with the day judged")
     margin: float = Field(default=0.01, gt=0, description="GAUC that a challenger may lose on any guarded rule")
@@ -238,6 +247,7 @@ class Gate(Strict):
     slices: tuple[Slice, ...] = Field(default=(), description="parts of the clicks that the cascade may not be worse on, either")
     slice_margin: float = Field(default=0.02, gt=0, description="GAUC that it may lose on a slice: wider, since slices are small")
     slice_min_positives: int = Field(default=1000, ge=1, description="clicks from which a slice guards; below it is only reported")
+    recall: Recall = Recall()
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     max_parity: float = Field(default=1e-4, gt=0, description="largest score difference, exported graph against PyTorch")
 

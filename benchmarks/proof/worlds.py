@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hap import durable
@@ -23,17 +21,16 @@ from hap.days import day_range, judging_days, training_window
 from hap.errors import DataError, UsageError
 from hap.logs import contract
 from hap.logs.simulator import SETTINGS, settings_digest, simulate
-from hap.params import KINDS, Params, Window, load_params, resolve
+from hap.params import KINDS, Params, load_params, resolve
 from hap.project import project_file
 from hap.samples import partitions
 from hap.samples.collect import collect_day
-from hap.samples.order_key import order_key
+from hap.samples.complete import write_complete
 from hap.training.feed import Feed, Pool
 from hap.workspace import Workspace, find_workspace
 
 FIRST = dt.date(2026, 1, 1)
 WORLD_SEED = 1  # of the simulation, the sampling and the order of judged rows; trials differ by seeds of their own
-MOST_POSITIVES = 10_000  # of a request with all candidates: none is left out
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def _simulate(folder: Path, asked: Simulated) -> tuple[Params, list[Path], list[
     shutil.rmtree(folder / "logs", ignore_errors=True)
     simulate(ws.logs(params), FIRST, asked.days + 1, asked.requests, WORLD_SEED, params.features, settings=settings)
     manifests = [collect_day(ws, params, day) for day in calendar]
-    _write_complete(folder, ws, params, calendar[-1:], asked.complete)
+    _complete(folder, ws, params, calendar[-1:], asked.complete)
     shutil.rmtree(folder / "logs")  # gigabytes, and the same seed makes the same again
     facts = {"settings": settings_digest(settings), **_window(manifests[:-1], manifests[-1:])}
     return params, partitions.parquet_files(ws, calendar[:-1]), partitions.parquet_files(ws, calendar[-1:]), facts
@@ -169,7 +166,7 @@ def _read_logs(folder: Path, asked: Logged) -> tuple[Params, list[Path], list[Pa
         )
     ws = Workspace(folder.resolve())
     manifests = [collect_day(ws, params, day) for day in [*window, *judging]]
-    _write_complete(folder, ws, params, judging, asked.complete)
+    _complete(folder, ws, params, judging, asked.complete)
     facts = _window(manifests[: len(window)], manifests[len(window) :]) | {"complete_logs": params.logs.complete}
     return params, partitions.parquet_files(ws, window), partitions.parquet_files(ws, judging), facts
 
@@ -183,34 +180,10 @@ def _window(training: Sequence[partitions.Manifest], judging: Sequence[partition
     }
 
 
-def _write_complete(folder: Path, ws: Workspace, params: Params, days: list[dt.date], most: int) -> None:
-    """complete.parquet: requests of these days that have a click, with every candidate, in the form of samples.
-
-    The sample expression makes them, with windows that keep all; `most` of them are chosen by the portable hash.
-    """
-    every = Window(below=0, count=None, edges=(0,))
-    collect = params.collect.model_copy(
-        update={
-            "rank": every,
-            "prerank": every,
-            "global_per_positive": 0,
-            "max_positives": MOST_POSITIVES,
-            "requests_without_positive": "drop",
-        }
-    )
-    whole = params.model_copy(update={"collect": collect, "logs": params.logs.model_copy(update={"path": ws.logs(params)})})
-    scratch = Workspace(folder.resolve() / "complete")
-    shutil.rmtree(scratch.root, ignore_errors=True)
-    for day in days:
-        collect_day(scratch, whole, day)
-    tables = [pq.read_table(path) for path in partitions.parquet_files(scratch, days)]
-    table = pa.concat_tables(tables)
-    if not table.num_rows:
+def _complete(folder: Path, ws: Workspace, params: Params, days: list[dt.date], most: int) -> None:
+    """complete.parquet, for the routing curve."""
+    if not write_complete(ws, params, days, most, folder / "complete.parquet", WORLD_SEED):
         raise DataError(f"no request of {', '.join(map(str, days))} has a positive; judge on other days")
-    keys = order_key(table["request_id"].to_numpy(), f"{WORLD_SEED}|complete")
-    chosen = np.sort(np.argsort(keys, kind="stable")[:most])
-    pq.write_table(table.take(pa.array(chosen)), folder / "complete.parquet", row_group_size=params.collect.row_group_requests)
-    shutil.rmtree(scratch.root)
 
 
 def _rows(world: World, part: str) -> Rows:

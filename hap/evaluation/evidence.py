@@ -16,7 +16,9 @@ MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final sc
 SLICED = "cascade"  # what users see: judged on slices and on all kinds together, too
 ALL = "all"  # the kinds of negatives together
 
-Quantity = tuple[str, str]  # (member, kind), (SLICED, ALL), or (SLICED, a slice's name)
+RECALL = "recall"  # of the cascade's first K, on requests with all their candidates
+
+Quantity = tuple[str, str]  # (member, kind); or SLICED with ALL, RECALL or a slice's name
 
 
 def guarded(expressive_kinds: Sequence[str]) -> tuple[Quantity, ...]:
@@ -53,6 +55,7 @@ class Evidence:
     challenger: Mapping[Quantity, RequestAuc]  # each [R]; a quantity that could not be measured is absent
     champion: Mapping[Quantity, RequestAuc] = field(default_factory=dict)
     slices: Mapping[str, int] = field(default_factory=dict)  # positives of each slice
+    whole: Mapping[str, Any] = field(default_factory=dict)  # the cascade on requests with all their candidates, recorded
     parity_max_abs_diff: float | None = None  # exported graphs against PyTorch; None: not measured
     cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
     findings: tuple[Finding, ...] = ()
@@ -60,7 +63,8 @@ class Evidence:
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""
         described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
-        measured = (self.positives, self.parity_max_abs_diff, sorted(self.cost.items()), sorted(self.slices.items()), self.findings)
+        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole)]
+        measured = (self.positives, self.parity_max_abs_diff, *named, self.findings)
         sha = hashlib.sha256(repr((described, measured)).encode())
         for side in (self.challenger, self.champion):
             for quantity in sorted(side):
@@ -82,6 +86,8 @@ def gather(
     challenger: Mapping[str, ArrayLike],
     champion: Mapping[str, ArrayLike] | None = None,
     slices: Mapping[str, NDArray[np.bool_]] | None = None,
+    recall: tuple[RequestAuc, RequestAuc | None] | None = None,
+    whole: Mapping[str, Any] | None = None,
     parity_max_abs_diff: float | None = None,
     cost: Mapping[str, Any] | None = None,
     trained_on: Sequence[str] = (),
@@ -96,6 +102,8 @@ def gather(
         challenger: member -> [N] scores of the rows, from the challenger's bundle.
         champion: the same from the champion's bundle; None where there is none or it cannot be scored.
         slices: by name, the rows [N] of it.
+        recall: Recall@K of each request, and what it weighs, of challenger and champion; None where it was not measured.
+        whole: what else is known of the cascade on requests with all their candidates.
         trained_on: days that the challenger was trained or stopped on.
         champion_trained_on: the same of the champion.
         findings: what the caller already knows, such as why the champion cannot be scored.
@@ -114,6 +122,10 @@ def gather(
     parts = dict(slices or {})
     ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, parts, found)
     theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, parts, found) if champion is not None else {}
+    if recall is not None:
+        ours[SLICED, RECALL] = recall[0]
+        if recall[1] is not None:
+            theirs[SLICED, RECALL] = recall[1]
     if against is not None and champion is None and not findings:
         found.append(Finding("undecided", f"v{against} has no scores on these requests, so there is nothing to compare with"))
     clicks = np.concatenate(([0], np.cumsum(codes == 0)))
@@ -129,6 +141,7 @@ def gather(
         challenger=ours,
         champion=theirs,
         slices={name: int((mask & (codes == 0)).sum()) for name, mask in parts.items()},
+        whole=dict(whole or {}),
         parity_max_abs_diff=parity_max_abs_diff,
         cost=dict(cost or {}),
         findings=tuple(found),

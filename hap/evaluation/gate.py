@@ -1,12 +1,12 @@
 """The verdict on a challenger: pass, refuse or undecided, from scores and measurements as values.
 
-Guarded is each (member, kind) pair of `evidence.guarded`; and of the cascade, whose order users see, all kinds together and each
-slice with clicks enough. A floor rule bounds the challenger's own GAUC on a kind, a regression rule its difference to the
-champion on the same requests; both are judged by one-sided bounds at level alpha:
+Guarded is each (member, kind) pair of `evidence.guarded`; and of the cascade, whose order users see, all kinds together, each
+slice with clicks enough, and Recall@K on requests with all their candidates. A floor rule bounds the challenger's own GAUC on
+a kind, a regression rule its difference to the champion on the same requests; both are judged by one-sided bounds at level alpha:
     pass       every rule's lower bound lies above its limit (an intersection-union test, no correction)
     refuse     at least one rule's value lies below its limit, Holm over all rules; or a hard finding
     undecided  anything else, with the number of requests that would decide
-docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, with `all` or a slice for KIND.
+docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, with `all`, `recall` or a slice for KIND.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hap.evaluation import wording
 from hap.evaluation.auc import RequestAuc, gauc
-from hap.evaluation.evidence import ALL, MEMBERS, SLICED, Evidence, Finding, Quantity, guarded
+from hap.evaluation.evidence import ALL, MEMBERS, RECALL, SLICED, Evidence, Finding, Quantity, guarded
 from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import KINDS, NEGATIVES, Gate
@@ -49,6 +49,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         gauc=_table(evidence.challenger),
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
         slices=_slices(evidence, rules),
+        whole={**evidence.whole, "guarded": evidence.against is not None and guards_recall(evidence, rules)} if evidence.whole else {},
         requests=evidence.requests,
         positives=evidence.positives,
         manifests=evidence.manifests,
@@ -73,6 +74,8 @@ def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed
     if evidence.against is not None:
         wanted += [("regression", q, -rules.margin) for q in (*quantities, (SLICED, ALL))]
         wanted += [("regression", (SLICED, name), -rules.slice_margin) for name in guarded_slices(evidence, rules)]
+        if guards_recall(evidence, rules):
+            wanted.append(("regression", (SLICED, RECALL), -rules.recall.margin))
     draws = max(rules.bootstrap_draws, math.ceil(TAIL_DRAWS * len(wanted) / rules.alpha))
     columns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     place: dict[tuple[str, Quantity], int] = {}
@@ -112,6 +115,12 @@ def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed
 def guarded_slices(evidence: Evidence, rules: Gate) -> list[str]:
     """The slices with clicks enough to guard; the others are reported."""
     return [name for name, positives in evidence.slices.items() if positives >= rules.slice_min_positives]
+
+
+def guards_recall(evidence: Evidence, rules: Gate) -> bool:
+    """Whether Recall@K rests on clicks enough to judge; below it is reported."""
+    measured = evidence.challenger.get((SLICED, RECALL))
+    return measured is not None and measured.weight.sum() >= rules.recall.min_positives
 
 
 def _holm(judged: list[Judged], alpha: float) -> list[Judged]:

@@ -38,6 +38,7 @@ class Verdict:
     gauc: dict[str, dict[str, float | None]]  # of the challenger: member -> kind
     champion_gauc: dict[str, dict[str, float | None]] | None
     slices: dict[str, dict[str, Any]]  # by name: positives, gauc, champion_gauc, and whether it guards
+    whole: dict[str, Any]  # the cascade on requests with all their candidates: k, recall, relative to expressive on all, curve, ...
     requests: int
     positives: int
     manifests: tuple[str, ...]

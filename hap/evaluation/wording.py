@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from hap.evaluation.evidence import ALL, MEMBERS, SLICED, Evidence, Finding
+from hap.evaluation.evidence import ALL, MEMBERS, RECALL, SLICED, Evidence, Finding
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import NEGATIVES, Gate
 
@@ -26,13 +26,18 @@ def _sentence(rule: Rule, verdict: Outcome, rules: Gate) -> str:
     member, kind, sort = rule.name.split(".")
     value, lower, upper = rule.value or 0.0, rule.lower or 0.0, rule.upper or 0.0
     if sort == "floor":
-        level = f"{member}: GAUC on {kind} is {_number(value)} [{_number(lower)}, {_number(upper)}]"
+        level = f"{member}: {_what(kind)} is {_number(value)} [{_number(lower)}, {_number(upper)}]"
         return f"{level}, {'below' if verdict == 'refuse' else 'too uncertain against'} the floor {_number(rule.bound)}"
     if verdict == "refuse":
         loss = f"fell by {_number(-value)} [{_number(-upper)}, {_number(-lower)}]"
-        return f"{member}: GAUC on {kind} {loss}, more than the margin {_number(-rule.bound)}"
+        return f"{member}: {_what(kind)} {loss}, more than the margin {_number(-rule.bound)}"
     change = f"changed by {value:+.3f} [{lower:+.3f}, {upper:+.3f}]".replace("0.", ".")
-    return f"{member}: GAUC on {kind} {change}, which neither shows nor excludes a loss of more than {_number(-rule.bound)}"
+    return f"{member}: {_what(kind)} {change}, which neither shows nor excludes a loss of more than {_number(-rule.bound)}"
+
+
+def _what(kind: str) -> str:
+    """The figure that a rule of this name judges."""
+    return "Recall@K" if kind == RECALL else f"GAUC on {kind}"
 
 
 def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> str:
@@ -45,8 +50,11 @@ def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> s
         count = f"all {len(judged)} GAUC lie above their floors"
         return f"{count}; closest is {member} on {kind}, at least {_number(lower)} against {_number(closest.bound)}"
     compared = [rule for rule in judged if rule.name.endswith("regression")]
-    slices = sum(rule.name.split(".")[1] not in (*NEGATIVES, ALL) for rule in compared)
-    guarded = f"{len(compared) - slices} guarded GAUC" + (f" and {slices} slices" if slices else "")
+    slices = sum(rule.name.split(".")[1] not in (*NEGATIVES, ALL, RECALL) for rule in compared)
+    recall = any(rule.name.split(".")[1] == RECALL for rule in compared)
+    named = [f"{len(compared) - slices - recall} guarded GAUC"]
+    named += [f"{slices} slices"] * bool(slices) + ["Recall@K"] * recall
+    guarded = ", ".join(named)
     count = f"no worse than v{evidence.against} on all {guarded}, and above every floor"
     worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"
     return f"{count}; closest is {member} on {kind}: {worst}, with {_number(-closest.bound)} allowed"
@@ -78,6 +86,8 @@ def verdict_text(verdict: Verdict) -> str:
         lines.append(f"{SLICED} on all kinds together, change: {_change(overall)}")
     if verdict.slices:
         lines.append(_slices_line(verdict, rules))
+    if verdict.whole:
+        lines.append(_recall_line(verdict, rules))
     if verdict.parity_max_abs_diff is not None:
         lines.append(f"parity: {verdict.parity_max_abs_diff:.2g} at most between the exported graphs and PyTorch")
     return "\n".join(lines)
@@ -94,6 +104,16 @@ def _slices_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
         return said
     worst = min(known, key=lambda name: known[name].value or 0.0)
     return f"{said}; lowest change on {worst}: {_change(known[worst])}"
+
+
+def _recall_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
+    """What the cascade finds of the clicks, and whether that was judged."""
+    whole = verdict.whole
+    said = f"Recall@{whole['k']} of the cascade: {_number(whole['recall'])}, {whole['relative']:.1%} of expressive on all"
+    said += f" ({whole['requests']:,} requests, {whole['positives']:,} clicks, {whole['routed_share']:.0%} routed)"
+    if rule := rules.get(f"{SLICED}.{RECALL}.regression"):
+        return f"{said}; change {_change(rule)}"
+    return said if verdict.against is None else f"{said}; reported only (too few clicks)"
 
 
 def _change(rule: Rule) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hap import durable
 from hap.errors import DataError, HapError
 from hap.models.build import dense_parameters, load_model
+from hap.models.describe import describe_all
 from hap.params import MODELS, Params
 from hap.serving import graphs, trial
 from hap.serving.bundle import Bundle, Golden, read_bundle, seal_bundle, write_golden, write_schema
@@ -89,9 +90,9 @@ def export(
         sizes = {f"{name}.onnx": (folder / f"{name}.onnx").stat().st_size for name in made}
         counts = {name: sum(p.numel() for p in models[name].parameters()) for name in cores}
         dense = {name: dense_parameters(models[name]) for name in cores}
-        durable.write_json(
-            folder / "cost.json", {"in_process": cost(session, real), "bytes": sizes, "parameters": counts, "dense_parameters": dense}
-        )
+        operations = {one.model: one.cost._asdict() for one in describe_all(params)}
+        measured = {"in_process": cost(session, real), "bytes": sizes, "parameters": counts, "dense_parameters": dense}
+        durable.write_json(folder / "cost.json", {**measured, "operations": operations})
         seal_bundle(folder, info)
     return read_bundle(into)
 

@@ -116,7 +116,34 @@ def test_a_slice_with_few_clicks_is_reported_and_does_not_judge():
 
 def test_an_equal_challenger_passes_on_its_slices_too():
     verdict = sliced()
-    assert verdict.verdict == "pass" and "on all 13 guarded GAUC and 1 slices" in verdict.reasons[0]
+    assert verdict.verdict == "pass" and "on all 13 guarded GAUC, 1 slices" in verdict.reasons[0]
+
+
+def recalled(change, clicks=1200):
+    """The verdict where the challenger's recall changes by `change` on every tenth request."""
+    rng = np.random.default_rng(5)
+    theirs = rng.random(1200)
+    ours = theirs + change * (np.arange(1200) % 10 == 0)
+    weight = (np.arange(1200) < clicks).astype(float)
+    whole = {"k": 20, "recall": 0.5, "relative": 0.98, "requests": clicks, "positives": clicks, "routed_share": 0.3}
+    return decide(evidence(recall=(RequestAuc(ours, weight), RequestAuc(theirs, weight)), whole=whole), RULES)
+
+
+def test_lost_recall_of_the_cascade_is_refused_with_that_reason():
+    verdict = recalled(-0.6)
+    assert verdict.verdict == "refuse" and verdict.reasons[0].startswith("cascade: Recall@K fell by .06")
+    assert verdict.reasons[0].endswith("more than the margin .030")
+    text = verdict_text(verdict)
+    assert "Recall@20 of the cascade: .500, 98.0% of expressive on all (1,200 requests, 1,200 clicks, 30% routed); change -.06" in text
+
+
+def test_recall_on_few_clicks_is_reported_and_does_not_judge():
+    verdict = recalled(-0.6, clicks=900)
+    assert verdict.verdict == "pass" and not verdict.whole["guarded"] and "reported only (too few clicks)" in verdict_text(verdict)
+
+
+def test_kept_recall_passes():
+    assert "13 guarded GAUC, Recall@K, and above every floor" in recalled(0.1).reasons[0]
 
 
 def test_harm_to_an_unguarded_kind_does_not_refuse():

@@ -1,0 +1,67 @@
+"""What the whole cascade finds of the judging days' clicks: champion and challenger on requests with all their candidates."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hap.evaluation import cascade
+from hap.evaluation.auc import RequestAuc
+from hap.params import KINDS
+from hap.serving.bundle import Bundle
+from hap.training.feed import Pool
+
+Scores = dict[str, NDArray[np.float64]]  # by member
+
+
+def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, seed: int) -> RequestAuc:
+    """Recall@K of the cascade by judged request, with what each weighs; one that is not in the pool weighs nothing.
+
+    Args:
+        pool: the requests with all their candidates that `scores` belong to.
+        judged: I64[R], ids of the judged requests.
+        seed: of the draws that break ties.
+    """
+    requests = _requests(pool, seed)
+    weight = cascade.findable(requests, k)
+    found = cascade.hits(cascade.places(scores["cascade"], requests), requests, k)
+    order = np.argsort(judged, kind="stable")
+    at = order[np.searchsorted(judged, pool.request_id, sorter=order).clip(max=max(len(judged) - 1, 0))] if len(judged) else order
+    known = judged[at] == pool.request_id if len(judged) else np.zeros(0, bool)
+    value_R, weight_R = np.zeros(len(judged)), np.zeros(len(judged))
+    value_R[at[known]] = (found / weight.clip(min=1))[known]
+    weight_R[at[known]] = weight[known]
+    return RequestAuc(value_R, weight_R)
+
+
+def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, k: int, days: Sequence[dt.date], seed: int) -> dict[str, Any]:
+    """The challenger's cascade: what it finds as served, and its routing curve."""
+    requests = _requests(pool, seed)
+    operations = bundle.cost()["operations"]
+    costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
+    served = cascade.places(scores["cascade"], requests)
+    on_all = cascade.places(scores["expressive"], requests)
+    weight = cascade.findable(requests, k)
+    found, whole = (cascade.hits(place, requests, k).sum() / max(weight.sum(), 1) for place in (served, on_all))
+    routed = scores["cascade"] > 0
+    return {
+        "k": k,
+        "days": [day.isoformat() for day in days],
+        "requests": len(requests.counts),
+        "positives": int(requests.clicked.sum()),
+        "candidates": float(requests.counts.mean()) if len(requests.counts) else 0.0,
+        "routed_share": float(routed.mean()) if len(routed) else 0.0,
+        "recall": float(found),
+        "relative": float(found / whole) if whole else 0.0,
+        "hit_rate": float((cascade.hits(served, requests, k) > 0).mean()) if len(requests.counts) else 0.0,
+        "ndcg": float(np.nanmean(cascade.ndcg(served, requests, k))) if weight.any() else 0.0,
+        "agreement": float(cascade.agreement(served, on_all, requests, k).mean()) if len(requests.counts) else 0.0,
+        "curve": [dataclasses.asdict(point) for point in cascade.curve(requests, scores["light"], scores["expressive"], k, costs)],
+    }
+
+
+def _requests(pool: Pool, seed: int) -> cascade.Requests:
+    return cascade.describe_requests(pool.kind == KINDS.index("EP"), pool.offsets, seed)
