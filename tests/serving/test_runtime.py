@@ -24,7 +24,7 @@ from tests.serving.conftest import SHIFTS, Served, free_serving, params_with
 from tests.serving.handmade import expected, request_of
 
 pytestmark = pytest.mark.triton
-BACK_S = 30.0  # how long a broken server may take to answer again on a busy machine
+BACK_S = 90.0  # how long a broken server may take to answer again on a busy machine
 
 
 def group_of(server_pid: int) -> list[psutil.Process]:
@@ -92,12 +92,14 @@ def test_switching_under_load_drops_no_request_and_mixes_no_versions(served: Ser
     callers = [threading.Thread(target=call) for _ in range(2)]
     for caller in callers:
         caller.start()
-    for version in (2, 1, 2, 1, 2, 1):
-        served.champion(version)
-        time.sleep(0.1)
-    ended.set()
-    for caller in callers:
-        caller.join()
+    try:
+        for version in (2, 1, 2, 1, 2, 1):
+            served.champion(version)
+            time.sleep(0.1)
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
     assert faults == []
     assert min(by_version.values()) > 0
 
