@@ -33,7 +33,7 @@ def hapctl(*words: object) -> subprocess.CompletedProcess[str]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Three logged days of 300 requests, and models that train in seconds."""
     raw = yaml.safe_load(project_file("params.yaml").read_text())
-    raw["train"] = {"days": 2, "epochs": 2}
+    raw["train"] = {"days": 2, "epochs": 2, "batch_requests": 16}
     raw["light"], raw["expressive"] = {"size": 16, "embedding_dim": 4}, {"size": 16, "embedding_dim": 4}
     raw["gate"] = {"margin": 0.05, "min_requests": 100, "min_positives": 50}
     ws = init_workspace(tmp_path_factory.mktemp("daily") / "ws", yaml.safe_dump(raw))
