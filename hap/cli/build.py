@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -177,6 +177,61 @@ def gate_run(
         verdict = judge_version(ws, version, other, day_of(day) if day else None)
     answer(verdict.to_json(), verdict_text(verdict), json)
     raise typer.Exit(verdict.exit_code)
+
+
+class Effort(NamedTuple):
+    """How much `gate calibrate` does."""
+
+    seeds: int
+    pairs: int
+    coverage_pairs: int
+    sizes: str
+
+
+QUICK = Effort(2, 60, 100, "500,1000,2000,4000")
+WHOLE = Effort(4, 300, 500, "500,1000,2000,4000,8000,16000")
+
+
+@gate.command("calibrate")
+def gate_calibrate(
+    day: Day,
+    seeds: Annotated[int | None, typer.Option(help="Models to train, which differ by seed.", min=2, show_default="4")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="Pairs for each size and true difference.", min=20, max=100_000, show_default="300")
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Requests of a pair, with commas between.", show_default=WHOLE.sizes)] = None,
+    margin: Annotated[float | None, typer.Option(help="In place of gate.margin.", min=1e-6, max=1, show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK.seeds} seeds, {QUICK.pairs} pairs, sizes {QUICK.sizes}.")] = False,
+    root: Root = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """How often the gate errs on the day's data: trains models that differ by seed, and judges pairs whose difference is known.
+
+    Example: hapctl gate calibrate --day 2026-01-03 --quick
+    """
+    from flows.calibrate import calibrate_gate
+    from flows.talk import Talk, talking
+    from hap.evaluation.calibrate import calibration_text
+
+    ws, wanted, usual = find_workspace(root), day_of(day), QUICK if quick else WHOLE
+    chosen, models, count = _sizes(sizes or usual.sizes), seeds or usual.seeds, pairs or usual.pairs
+    if dry_run:
+        typer.echo(f"would train {models} pairs of models for {wanted} below {ws.state / 'calibrate'} and judge {count} pairs a cell")
+        return
+    with talking(Talk()):
+        found = calibrate_gate(ws, wanted, models, chosen, count, usual.coverage_pairs, margin)
+    answer(found, calibration_text(found), json)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 2:
+        raise UsageError(f"--sizes {text!r} is no list of numbers of requests; write for example 500,1000,2000")
+    return found
 
 
 def retrain(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = False) -> None:

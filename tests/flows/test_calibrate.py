@@ -1,0 +1,70 @@
+"""`hapctl gate calibrate` trains, judges pairs, and does not train again what it has."""
+
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+import yaml
+
+from hap.logs.simulator import simulate
+from hap.project import project_file
+from hap.workspace import Workspace, init_workspace
+from tests.conftest import FIRST_DAY
+
+DAY = FIRST_DAY + dt.timedelta(days=1)
+
+
+def hapctl(*words: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    raw = yaml.safe_load(project_file("params.yaml").read_text())
+    raw["train"] = {"days": 1, "epochs": 1, "batch_requests": 32}
+    raw["light"] = {"size": 16, "embedding_dim": 4, "distill": 1.0}
+    raw["expressive"] = {"size": 16, "embedding_dim": 4}
+    raw["gate"] = {"margin": 0.05, "min_requests": 50, "min_positives": 50}
+    ws = init_workspace(tmp_path_factory.mktemp("calibrate") / "ws", yaml.safe_dump(raw))
+    simulate(ws.logs(ws.params()), FIRST_DAY, 2, 200, 5, ws.params().features)
+    return ws
+
+
+def calibrate(ws: Workspace, *words: object) -> "subprocess.CompletedProcess[str]":
+    return hapctl("gate", "calibrate", "--day", DAY, "--root", ws.root, "--seeds", 2, "--pairs", 20, "--sizes", "100,200", *words)
+
+
+@pytest.mark.long
+def test_rates_come_by_size_and_truth_and_models_are_kept(ws: Workspace) -> None:
+    first = calibrate(ws, "--json")
+    assert first.returncode == 0, first.stderr
+    found = orjson.loads(first.stdout)
+    assert set(found["rates"]) == set(found["threshold"]) == {"100", "200"}
+    for by_delta in found["rates"].values():
+        assert set(by_delta) == {"minus_margin", "zero", "plus_margin"}
+        assert all(sum(outcomes.values()) == pytest.approx(1) for outcomes in by_delta.values())
+    assert 0.8 < found["coverage"]["mean"] <= 1 and found["requests"] == 200
+    kept = {path: path.stat().st_mtime_ns for path in (ws.state / "calibrate").glob("*/scores.npz")}
+    assert len(kept) == 2
+    again = calibrate(ws, "--json")
+    assert orjson.loads(again.stdout) == found
+    assert {path: path.stat().st_mtime_ns for path in (ws.state / "calibrate").glob("*/scores.npz")} == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("--sizes", "many"), "--sizes 'many' is no list"), (("--seeds", 1), "greater than or equal to 2")]
+)
+def test_wrong_words_get_one_line(tmp_path: Path, words: tuple[object, ...], said: str) -> None:
+    ws = init_workspace(tmp_path / "ws", project_file("params.yaml").read_text())
+    refused = hapctl("gate", "calibrate", "--day", DAY, "--root", ws.root, *words)
+    assert refused.returncode == 2 and said in refused.stderr
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    ws = init_workspace(tmp_path / "ws", project_file("params.yaml").read_text())
+    said = hapctl("gate", "calibrate", "--day", DAY, "--root", ws.root, "--dry-run")
+    assert said.returncode == 0 and "would train 4 pairs of models for" in said.stdout
+    assert not (ws.state / "calibrate").exists()
