@@ -14,6 +14,7 @@ from flows.talk import current
 from flows.whole import describe_whole, recall_of
 from hap.errors import HapError, NotFound
 from hap.evaluation.auc import RequestAuc
+from hap.evaluation.cascade import Cost, cost_ratio
 from hap.evaluation.evidence import MEMBERS, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.slices import slice_masks
@@ -24,6 +25,7 @@ from hap.registry.ledger import open_ledger
 from hap.samples import partitions
 from hap.samples.complete import write_complete
 from hap.serving.bundle import Bundle, read_bundle
+from hap.serving.merge import routed_count
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
 from hap.training.feed import Pool, read_pool, sample_columns
@@ -77,6 +79,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
         recall=recall,
         whole=whole,
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
+        budgets=_budgets(challenger, days),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
         champion_trained_on=champion.info["window"] if champion else (),
@@ -87,6 +90,20 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     if verdict.verdict == "pass":
         versions.set_alias(ws, params, "challenger", version)
     return verdict
+
+
+def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | None]:
+    """What the version takes, by the names of hap.evaluation.evidence.BUDGETS."""
+    cost = challenger.cost()
+    light, expressive = (Cost(**cost["operations"][name]) for name in ("light", "expressive"))
+    candidates = np.array([cost["in_process"]["candidates"]])
+    share = routed_count(challenger.route, int(candidates[0])) / int(candidates[0])
+    newest = dt.date.fromisoformat(challenger.info["window"][-1])
+    return {
+        "p99_ms": cost["in_process"]["p99_ms"]["hap"],
+        "operations": cost_ratio(light, expressive, candidates, share),
+        "age_days": float((days[-1] - newest).days),
+    }
 
 
 def _complete(ws: Workspace, params: Params, days: Sequence[dt.date]) -> tuple[Path | None, Finding | None]:

@@ -250,6 +250,9 @@ class Gate(Strict):
     recall: Recall = Recall()
     bootstrap_draws: Annotated[int, Field(ge=100)] = 1000
     max_parity: float = Field(default=1e-4, gt=0, description="largest score difference, exported graph against PyTorch")
+    max_p99_ms: float | None = Field(default=None, gt=0, description="of the ensemble, 1,000 candidates, in process; null: no budget")
+    max_operations: float | None = Field(default=1.0, gt=0, description="of the ensemble, 1,000 candidates, over expressive on all")
+    max_age_days: int | None = Field(default=7, ge=1, description="from the newest day a version was trained on to the judging day")
 
 
 class Promotion(Strict):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hap.errors import UsageError
 from hap.evaluation.auc import RequestAuc
-from hap.evaluation.evidence import ALL, SLICED, Evidence, Quantity, guarded
+from hap.evaluation.evidence import ALL, BUDGETS, SLICED, Evidence, Quantity, guarded
 from hap.evaluation.gate import decide
 from hap.evaluation.interval import resample
 from hap.params import Gate
@@ -156,6 +156,7 @@ def _pair(population: Population, champion: int, challenger: int, truth: Mapping
         challenger=ours,
         champion=theirs,
         parity_max_abs_diff=0.0,
+        budgets=dict.fromkeys(BUDGETS, 0.0),
     )
     return Pair(evidence, truth)
 

@@ -16,6 +16,11 @@ MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final sc
 SLICED = "cascade"  # what users see: judged on slices and on all kinds together, too
 ALL = "all"  # the kinds of negatives together
 
+BUDGETS = {  # what a version may take -> how a person reads it
+    "p99_ms": "p99 of the ensemble in process: {0:.1f} ms",
+    "operations": "operations of the ensemble over those of expressive on all: {0:.2f}",
+    "age_days": "days from the newest training day to the judging day: {0:.0f}",
+}
 RECALL = "recall"  # of the cascade's first K, on requests with all their candidates
 
 Quantity = tuple[str, str]  # (member, kind); or SLICED with ALL, RECALL or a slice's name
@@ -57,13 +62,14 @@ class Evidence:
     slices: Mapping[str, int] = field(default_factory=dict)  # positives of each slice
     whole: Mapping[str, Any] = field(default_factory=dict)  # the cascade on requests with all their candidates, recorded
     parity_max_abs_diff: float | None = None  # exported graphs against PyTorch; None: not measured
+    budgets: Mapping[str, float | None] = field(default_factory=dict)  # by the name in BUDGETS; None: not measured
     cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
     findings: tuple[Finding, ...] = ()
 
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""
         described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
-        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole)]
+        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole, self.budgets)]
         measured = (self.positives, self.parity_max_abs_diff, *named, self.findings)
         sha = hashlib.sha256(repr((described, measured)).encode())
         for side in (self.challenger, self.champion):
@@ -89,6 +95,7 @@ def gather(
     recall: tuple[RequestAuc, RequestAuc | None] | None = None,
     whole: Mapping[str, Any] | None = None,
     parity_max_abs_diff: float | None = None,
+    budgets: Mapping[str, float | None] | None = None,
     cost: Mapping[str, Any] | None = None,
     trained_on: Sequence[str] = (),
     champion_trained_on: Sequence[str] = (),
@@ -143,6 +150,7 @@ def gather(
         slices={name: int((mask & (codes == 0)).sum()) for name, mask in parts.items()},
         whole=dict(whole or {}),
         parity_max_abs_diff=parity_max_abs_diff,
+        budgets=dict(budgets or {}),
         cost=dict(cost or {}),
         findings=tuple(found),
     )

@@ -6,6 +6,7 @@ a kind, a regression rule its difference to the champion on the same requests; b
     pass       every rule's lower bound lies above its limit (an intersection-union test, no correction)
     refuse     at least one rule's value lies below its limit, Holm over all rules; or a hard finding
     undecided  anything else, with the number of requests that would decide
+Parity, p99, operations and age are measured once and judged against their limit.
 docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.KIND.regression, with `all`, `recall` or a slice for KIND.
 """
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from hap.evaluation import wording
 from hap.evaluation.auc import RequestAuc, gauc
-from hap.evaluation.evidence import ALL, MEMBERS, RECALL, SLICED, Evidence, Finding, Quantity, guarded
+from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, RECALL, SLICED, Evidence, Finding, Quantity, guarded
 from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import KINDS, NEGATIVES, Gate
@@ -35,6 +36,8 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
     findings = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules)]
     parity, parity_findings = _parity(evidence.parity_max_abs_diff, rules.max_parity)
     findings += parity_findings
+    budgets, budget_findings = _budgets(evidence, rules)
+    findings += budget_findings
     outcomes = {finding.outcome for finding in findings} | {rule.outcome for _, rule in judged}
     verdict: Outcome = "refuse" if "refuse" in outcomes else "undecided" if "undecided" in outcomes else "pass"
     plain = [rule for _, rule in judged]
@@ -45,7 +48,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         days=evidence.days,
         verdict=verdict,
         reasons=tuple(wording.reasons(verdict, evidence, rules, findings, plain)),
-        rules=(*plain, *parity),
+        rules=(*plain, *parity, *budgets),
         gauc=_table(evidence.challenger),
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
         slices=_slices(evidence, rules),
@@ -180,6 +183,23 @@ def _parity(measured: float | None, limit: float) -> tuple[tuple[Rule, ...], lis
     if not math.isfinite(measured):
         text = "parity: exported scores differ from PyTorch's by NaN or infinity"
     return (Rule("parity", _finite(measured), None, None, limit, "refuse"),), [Finding("refuse", text)]
+
+
+def _budgets(evidence: Evidence, rules: Gate) -> tuple[list[Rule], list[Finding]]:
+    """What a version may take, where params.yaml sets a limit; measured once, so without bounds."""
+    judged, found = [], []
+    for name, wording_of in BUDGETS.items():
+        limit = getattr(rules, f"max_{name}")
+        if limit is None:
+            continue
+        value = evidence.budgets.get(name)
+        outcome: Outcome = "undecided" if value is None or not math.isfinite(value) else "pass" if value <= limit else "refuse"
+        judged.append(Rule(name, _finite(value), None, None, limit, outcome))
+        if value is None or outcome == "undecided":
+            found.append(Finding("undecided", f"{name} was not measured, and gate.max_{name} is {limit:g}"))
+        elif outcome == "refuse":
+            found.append(Finding("refuse", f"{wording_of.format(value)}, more than gate.max_{name} {limit:g}"))
+    return judged, found
 
 
 def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from hap.evaluation.evidence import ALL, MEMBERS, RECALL, SLICED, Evidence, Finding
+from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, RECALL, SLICED, Evidence, Finding
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import NEGATIVES, Gate
 
@@ -88,6 +88,8 @@ def verdict_text(verdict: Verdict) -> str:
         lines.append(_slices_line(verdict, rules))
     if verdict.whole:
         lines.append(_recall_line(verdict, rules))
+    budgets = {rule.name: rule for rule in verdict.rules if rule.name in BUDGETS}
+    lines += [f"{BUDGETS[name].format(rule.value)}, at most {rule.bound:g}" for name, rule in budgets.items() if rule.value is not None]
     if verdict.parity_max_abs_diff is not None:
         lines.append(f"parity: {verdict.parity_max_abs_diff:.2g} at most between the exported graphs and PyTorch")
     return "\n".join(lines)

@@ -39,6 +39,7 @@ def evidence(challenger=None, champion="same", requests=1200, against=1, **chang
         "challenger": scores if challenger is None else challenger,
         "champion": scores if isinstance(champion, str) else champion,
         "parity_max_abs_diff": 2e-6,
+        "budgets": {"p99_ms": 5.0, "operations": 0.4, "age_days": 1.0},
     }
     return gather(**{**named, **changes})
 
@@ -146,6 +147,35 @@ def test_kept_recall_passes():
     assert "13 guarded GAUC, Recall@K, and above every floor" in recalled(0.1).reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("measured", "outcome", "said"),
+    [
+        (
+            {"operations": 1.2, "age_days": 1.0},
+            "refuse",
+            "operations of the ensemble over those of expressive on all: 1.20, more than",
+        ),
+        (
+            {"operations": 0.4, "age_days": 8.0},
+            "refuse",
+            "days from the newest training day to the judging day: 8, more than gate.max",
+        ),
+        ({"operations": 0.4}, "undecided", "age_days was not measured, and gate.max_age_days is 7"),
+        ({"operations": float("nan"), "age_days": 1.0}, "undecided", "operations was not measured"),
+    ],
+)
+def test_a_version_that_takes_more_than_its_budget_is_refused_and_one_not_measured_never_passes(measured, outcome, said):
+    verdict = decide(evidence(budgets=measured), RULES)
+    assert verdict.verdict == outcome and any(reason.startswith(said) for reason in verdict.reasons)
+    orjson.dumps(verdict.to_json())
+
+
+def test_a_budget_for_p99_is_judged_where_one_is_set():
+    tight = RULES.model_copy(update={"max_p99_ms": 4.0})
+    assert "p99 of the ensemble in process: 5.0 ms, more than gate.max_p99_ms 4" in decide(evidence(), tight).reasons
+    assert decide(evidence(), RULES.model_copy(update={"max_p99_ms": 6.0})).verdict == "pass"
+
+
 def test_harm_to_an_unguarded_kind_does_not_refuse():
     hurt = harmed(members=("expressive",), kinds=(3, 4), by=0.5)
     assert decide(evidence(challenger=hurt), RULES).verdict == "refuse"
@@ -186,7 +216,7 @@ def test_the_stated_number_of_requests_decides():
 def test_the_first_version_is_judged_by_floors_only_and_says_so():
     verdict = decide(first(), RULES)
     assert verdict.verdict == "pass" and verdict.champion_gauc is None
-    assert {rule.name.split(".")[-1] for rule in verdict.rules} == {"floor", "parity"}
+    assert {rule.name.split(".")[-1] for rule in verdict.rules} == {"floor", "parity", "operations", "age_days"}
     assert "only floors were judged" in verdict.reasons[-1]
 
 
