@@ -133,12 +133,16 @@ def test_the_schedule_takes_the_due_day_and_leaves_nothing_when_it_is_stopped(ws
     served = subprocess.Popen(
         [sys.executable, "-m", "hap.cli", "schedule", "--root", str(ws.root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    deadline = time.monotonic() + 800
-    while not (ws.verdicts / "v1.json").exists() and served.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.5)
-    time.sleep(3)  # the verdict's commit
-    served.send_signal(signal.SIGINT)
-    said = served.communicate(timeout=60)[0].decode()
+    try:
+        deadline = time.monotonic() + 800
+        while not (ws.verdicts / "v1.json").exists() and served.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        time.sleep(3)  # the verdict's commit
+        served.send_signal(signal.SIGINT)
+        said = served.communicate(timeout=60)[0].decode()
+    finally:
+        served.kill()
+        served.wait()
     assert registered(ws) == ["v1"], said
     assert orjson.loads((ws.verdicts / "v1.json").read_bytes())["day"] == str(DAY)
     assert descendants_in(ws) == []
