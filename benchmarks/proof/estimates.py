@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from hap.evaluation import delong
 from hap.evaluation.auc import RequestAuc
 
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 LEVEL = 0.95
 
 
@@ -101,29 +103,12 @@ def mean_gauc(grouped: Sequence[RequestAuc], cluster_R: NDArray[np.int64]) -> Me
 
 
 def pooled_auc(
-    scores_SN: Sequence[F64], positive_N: NDArray[np.bool_], negative_N: NDArray[np.bool_], cluster_N: NDArray[np.int64]
+    scores_SN: Sequence[F64], positive_N: NDArray[np.bool_], negative_N: NDArray[np.bool_], offsets: I64, cluster_R: I64
 ) -> Measured:
-    """AUC over all rows, with the structural components of DeLong (1988), clustered as by Obuchowski (1997)."""
-    values, influences = [], []
-    for scores in scores_SN:
-        pos, neg = scores[positive_N], scores[negative_N]
-        below_P, above_N = _share_below(pos, neg), 1.0 - _share_below(neg, pos)
-        value = below_P.mean() if len(pos) and len(neg) else np.nan
-        influence = np.zeros(len(scores))
-        if np.isfinite(value):
-            influence[positive_N] = (below_P - value) / len(pos)
-            influence[negative_N] = (above_N - value) / len(neg)
-        values.append(value)
-        influences.append(influence)
-    return Measured(np.array(values), _by_cluster(np.stack(influences), cluster_N, int(cluster_N.max(initial=-1)) + 1))
-
-
-def _share_below(values: F64, others: F64) -> F64:
-    """For each value the share of the others that lie below it, ties one half."""
-    ordered = np.sort(others)
-    twice = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
-    share: F64 = twice / (2 * max(len(others), 1))
-    return share
+    """AUC over all rows of each seed, with DeLong's components summed over clusters (hap.evaluation.delong)."""
+    found = [delong.pooled_auc(scores, positive_N, negative_N, offsets) for scores in scores_SN]
+    influence_SR = np.stack([one.influence for one in found])
+    return Measured(np.array([one.value for one in found]), _by_cluster(influence_SR, cluster_R, int(cluster_R.max(initial=-1)) + 1))
 
 
 def _by_cluster(influence_SR: F64, cluster_R: NDArray[np.int64], width: int) -> F64:

@@ -156,12 +156,11 @@ class Study:
 def _score(finished: dict[int, Finished], rows: Rows) -> Scored:
     scores = [one.logits("sampled") for one in finished.values()]
     grouped = [request_aucs(score, rows.kind, rows.offsets) for score in scores]
-    cluster_N = np.repeat(rows.cluster, np.diff(rows.offsets))
     positive = rows.kind == KINDS.index("EP")
     return Scored(
         seeds=tuple(finished),
         gauc={kind: mean_gauc([one[kind] for one in grouped], rows.cluster) for kind in NEGATIVES},
-        auc={kind: pooled_auc(scores, positive, rows.kind == KINDS.index(kind), cluster_N) for kind in NEGATIVES},
+        auc={kind: pooled_auc(scores, positive, rows.kind == KINDS.index(kind), rows.offsets, rows.cluster) for kind in NEGATIVES},
         trials=tuple(finished.values()),
     )
 

@@ -50,7 +50,7 @@ def test_pooled_auc_and_its_spread_agree_with_a_jackknife_over_users():
     def without(kept):
         return auc(scores[positive & kept], scores[negative & kept])
 
-    measured = pooled_auc([scores], positive, negative, owner)
+    measured = pooled_auc([scores], positive, negative, offsets, user)
     assert measured.value_S[0] == pytest.approx(auc(scores[positive], scores[negative]))
     assert half_width_of_one_seed(measured) == pytest.approx(jackknife_variance(without, owner) ** 0.5, rel=0.1)
 
