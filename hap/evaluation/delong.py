@@ -62,9 +62,9 @@ def pooled_auc(scores: ArrayLike, positive: NDArray[np.bool_], negative: NDArray
         return PooledAuc(float("nan"), np.zeros(len(bounds) - 1))
     below, above = _share_below(pos, neg), 1.0 - _share_below(neg, pos)
     value = float(below.mean())
-    influence = np.bincount(owner[positive], weights=(below - value) / pos.size, minlength=len(bounds) - 1)
-    influence += np.bincount(owner[negative], weights=(above - value) / neg.size, minlength=len(bounds) - 1)
-    return PooledAuc(value, influence)
+    of_positives = np.bincount(owner[positive], weights=(below - value) / pos.size, minlength=len(bounds) - 1)
+    of_negatives = np.bincount(owner[negative], weights=(above - value) / neg.size, minlength=len(bounds) - 1)
+    return PooledAuc(value, np.asarray(of_positives + of_negatives, np.float64))
 
 
 def _share_below(values: F64, others: F64) -> F64:
