@@ -105,3 +105,15 @@ def test_logs_are_never_written_behind_a_url(bucket: str, default_params: Params
 def test_a_protocol_that_nothing_reaches_is_one_line() -> None:
     with pytest.raises(ConfigError, match="nosuch://bucket/logs cannot be reached"):
         contract.logged_days("nosuch://bucket/logs")
+
+
+def test_a_file_that_another_process_brings_is_seen_at_once(bucket: str, default_params: Params) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    assert "growing" not in str(contract.logged_days(bucket.replace("logs", "growing")))
+    listed = client.list_objects_v2(Bucket="traffic", Prefix="logs/")["Contents"]
+    for entry in listed:
+        client.copy_object(Bucket="traffic", Key=entry["Key"].replace("logs/", "growing/", 1), CopySource=f"traffic/{entry['Key']}")
+    grown = contract.logged_days(bucket.replace("logs", "growing"))
+    assert FIRST_DAY in grown and grown == contract.logged_days(bucket)

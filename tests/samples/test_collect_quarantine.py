@@ -201,3 +201,14 @@ def test_the_command_sets_aside_what_its_dry_run_told(ws: Workspace, logs: Path)
     assert partitions.find(ws, FIRST_DAY) is None and not ws.quarantine.exists()
     done = CliRunner().invoke(app, [*words, "--quarantine"])
     assert done.stdout == told.stdout
+
+
+def test_feedback_of_the_next_day_that_is_bad_to_the_last_row_counts_as_none_told(ws: Workspace, logs: Path) -> None:
+    path = next((logs / "feedback" / f"day={FIRST_DAY + dt.timedelta(days=1)}").glob("*.parquet"))
+    table = pq.read_table(path)
+    pq.write_table(put(table, "item_id", list(range(len(table))), 0), path)
+    spoiled = collect_day(ws, lenient(ws, share=0.99), FIRST_DAY, set_aside=True)
+    assert sum(spoiled.quarantined["feedback"].values()) > 0
+    pq.write_table(table.slice(0, 0), path)
+    untold = collect_day(ws, lenient(ws, share=0.99), FIRST_DAY, set_aside=True, reopen=True)
+    assert untold.quarantined == {} and untold.samples_hash == spoiled.samples_hash
