@@ -6,6 +6,8 @@ The same logs, parameters and `as_of` give the same bytes, whatever the number o
 import datetime as dt
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +108,7 @@ def _collect(
     from hap.samples.expression import sample_table
 
     sources = late.sources(logs)
-    clean, tally, aside = _sound_logs(ws, params, logs, as_of, set_aside, scratch)
-    con = engines.connect(params, scratch)
-    try:
-        tables = _log_tables(con, clean, as_of, tally, params)
+    with sound_tables(ws, params, logs, as_of, set_aside, scratch) as (con, tables, clean, tally, aside):
         samples = sample_table(tables, params, as_of, engines.row_count(con, tables.items))
         target = scratch / "dry-run" if dry_run else partitions.folder(ws, logs.day)
         with durable.new_directory(target) as building:
@@ -136,9 +135,27 @@ def _collect(
             for root in () if dry_run else (ws.quarantine, ws.late):
                 seal(root, logs.day, written)
             (building / "_SUCCESS").touch()
+    return manifest
+
+
+@contextmanager
+def sound_tables(
+    ws: Workspace, params: Params, logs: contract.DayLogs, as_of: dt.datetime, set_aside: bool, scratch: Path
+) -> Iterator[tuple[Any, "LogTables", contract.DayLogs, contract.Tally, dict[str, dict[str, int]]]]:
+    """The checked log tables as of a time, on an engine that ends with the block; the files they are read from, what was
+    counted in them, and what was quarantined.
+
+    Raises:
+        DataError: logs that break the contract.
+    """
+    from hap.samples import engines
+
+    clean, tally, aside = _sound_logs(ws, params, logs, as_of, set_aside, scratch)
+    con = engines.connect(params, scratch)
+    try:
+        yield con, _log_tables(con, clean, as_of, tally, params), clean, tally, aside
     finally:
         engines.disconnect(con)
-    return manifest
 
 
 def _check_items(counted: dict[str, Any], logs: contract.DayLogs, params: Params) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from hap.durable import fsync_path
-from hap.params import Params, Window
+from hap.logs import contract
+from hap.params import KINDS, Params, Window
 from hap.samples import partitions
-from hap.samples.collect import collect_day
+from hap.samples.collect import sound_tables
 from hap.samples.order_key import order_key
 from hap.workspace import Workspace
 
@@ -25,36 +28,64 @@ MOST_POSITIVES = 10_000  # of one request: none is left out
 
 
 def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most: int, path: Path, seed: int) -> int:
-    """Write requests of the days that have a click, with all candidates and no drawn ones; returns how many.
+    """Write requests of closed days that have a click, with all candidates and no drawn ones; returns how many.
 
-    The expression that makes samples makes these, with windows that keep everything. Beside `path`, a scratch folder is made
-    and removed. Clicks are those of the closed day: what came later is not read.
+    The expression that makes samples makes these, on the chosen requests alone and with windows that keep everything. Clicks
+    are those of the closed day: what came later is not read. Beside `path`, a scratch folder is made and removed.
 
     Args:
         most: so many requests at most, chosen by the portable hash of (seed, request_id).
 
     Raises:
         DataError: logs that are missing or break their contract.
+        NotFound: a day is not closed.
     """
+    logs = [contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours) for day in days]
+    clicked = [_clicked(ws, day) for day in days]
+    keys = [order_key(ids, f"{seed}|complete") for ids in clicked]
+    least = np.sort(np.concatenate(keys))[: most + 1]
+    chosen = [ids if len(least) <= most else ids[key < least[most]] for ids, key in zip(clicked, keys, strict=True)]
     collect = params.collect.model_copy(
         update={
             "rank": EVERY, "prerank": EVERY, "global_per_positive": 0, "max_positives": MOST_POSITIVES, "requests_without_positive": "drop",
+            "engine": "duckdb",
         }
     )  # fmt: skip
-    whole = params.model_copy(update={"collect": collect, "logs": params.logs.model_copy(update={"path": ws.logs(params)})})
+    whole = params.model_copy(update={"collect": collect})
     scratch = Workspace(path.with_name(f".{path.name}.scratch").resolve())
     shutil.rmtree(scratch.root, ignore_errors=True)
     try:
-        for day in days:
-            closed = partitions.find(ws, day)
-            collect_day(scratch, whole, day, as_of=dt.datetime.fromisoformat(closed.as_of) if closed else None)
-        table = pa.concat_tables([pq.read_table(file) for file in partitions.parquet_files(scratch, list(days))])
+        tables = [_read(scratch, ws, whole, *each) for each in zip(days, logs, chosen, strict=True)]
+        building = path.with_name(f".{path.name}.new")
+        pq.write_table(pa.concat_tables(tables), building, row_group_size=params.collect.row_group_requests)
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
-    keys = order_key(table["request_id"].to_numpy(), f"{seed}|complete")
-    chosen = np.sort(np.argsort(keys, kind="stable")[:most])
-    building = path.with_name(f".{path.name}.new")
-    pq.write_table(table.take(pa.array(chosen)), building, row_group_size=params.collect.row_group_requests)
     fsync_path(building)
     os.replace(building, path)
-    return len(chosen)
+    return sum(len(ids) for ids in chosen)
+
+
+def _clicked(ws: Workspace, day: dt.date) -> NDArray[np.int64]:
+    """The day's requests with a positive, in the order of its samples."""
+    found = [np.zeros(0, np.int64)]
+    for file in partitions.parquet_files(ws, [day]):
+        table = pq.read_table(file, columns=["request_id", "cand_kind"]).combine_chunks()
+        positive = pc.equal(pc.list_flatten(table["cand_kind"]), KINDS.index("EP"))
+        rows = np.unique(pc.list_parent_indices(table["cand_kind"]).filter(positive).to_numpy())
+        found.append(table["request_id"].to_numpy()[rows])
+    return np.concatenate(found)
+
+
+def _read(scratch: Workspace, ws: Workspace, params: Params, day: dt.date, logs: contract.DayLogs, chosen: NDArray[np.int64]) -> pa.Table:
+    """The chosen requests of a day."""
+    from hap.samples import engines
+    from hap.samples.expression import LogTables, sample_table
+
+    as_of = dt.datetime.fromisoformat(partitions.load(ws, day).as_of)
+    scratch.state.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"request_id": chosen}), scratch.state / "chosen.parquet")
+    with sound_tables(scratch, params, logs, as_of, params.logs.quarantine, scratch.state) as (con, tables, *_):
+        wanted = engines.read_parquet(con, [str(scratch.state / "chosen.parquet")], "chosen")
+        of_them = {name: getattr(tables, name).semi_join(wanted, "request_id") for name in ("requests", "candidates", "feedback")}
+        samples = sample_table(LogTables(**of_them, items=tables.items), params, as_of, item_count=0)  # no GN is drawn from them
+        return engines.batches(con, samples, params.collect.row_group_requests).read_all()

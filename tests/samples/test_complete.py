@@ -23,6 +23,7 @@ def read(path: Path) -> dict[int, dict]:
 def test_every_candidate_of_every_clicked_request_is_there_once(
     logged_workspace: Workspace, default_params: Params, tmp_path: Path
 ) -> None:
+    collect_day(logged_workspace, default_params, FIRST_DAY)
     path = tmp_path / "complete.parquet"
     count = write_complete(logged_workspace, default_params, [FIRST_DAY], 10**6, path, 1)
     found = read(path)
@@ -50,6 +51,7 @@ def test_clicks_are_those_of_the_closed_day(logged_workspace: Workspace, default
 
 
 def test_a_limit_takes_the_same_requests_whenever_it_is_asked(logged_workspace: Workspace, default_params: Params, tmp_path: Path) -> None:
+    collect_day(logged_workspace, default_params, FIRST_DAY)
     for name, most in (("one", 20), ("two", 20), ("three", 30)):
         assert write_complete(logged_workspace, default_params, [FIRST_DAY], most, tmp_path / name, 7) == most
     one, two, three = (set(read(tmp_path / name)) for name in ("one", "two", "three"))
