@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--heldout", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.01], help="train.embedding_learning_rate")
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.02], help="train.embedding_learning_rate")
     parser.add_argument("--requests", type=int, default=5000, help="of a day")
     parser.add_argument("--days", type=int, default=4, help="to train on; one more judges")
     parser.add_argument("--epochs", type=int, default=6)

@@ -14,7 +14,7 @@ from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
 from hap.days import judging_days
-from hap.evaluation.calibrate import Population, calibrate, with_margin
+from hap.evaluation.calibrate import Population, calibrate
 from hap.evaluation.evidence import MEMBERS, gather
 from hap.params import MODELS, Params
 from hap.project import package_digest
@@ -43,21 +43,21 @@ def calibrate_gate(
         files = partitions.parquet_files(ws, list(window.training))
         manifests = [partitions.load(ws, one).id for one in [*window.training, *judging]]
         pools = _pools(ws, params, judging)
+        kind = np.concatenate([pool.kind for pool in pools])
+        offsets = _offsets(pools)
         tables = []
         for seed in range(params.seed, params.seed + seeds):
             own = params.model_copy(update={"seed": seed})
             with current().step(f"models of seed {seed}"):
                 scores = _scores(ws, own, files, manifests, pools)
-            kind = np.concatenate([pool.kind for pool in pools])
-            counts = np.concatenate([np.diff(pool.offsets) for pool in pools])
             evidence = gather(
                 version=seed, against=None, days=list(map(str, judging)), manifests=manifests[-len(judging) :],
-                expressive_kinds=params.expressive.kinds(), kind=kind, offsets=np.concatenate([[0], np.cumsum(counts)]), challenger=scores,
+                expressive_kinds=params.expressive.kinds(), kind=kind, offsets=offsets, challenger=scores,
             )  # fmt: skip
             tables.append(evidence.challenger)
         with current().step("pairs"):
             population = Population(tables, params.expressive.kinds())
-            rules = with_margin(params.gate, margin)
+            rules = params.gate if margin is None else params.gate.model_copy(update={"margin": margin})
 
             def told(done: int, of: int) -> None:
                 current().bar("pairs", done / of, f"{done} of {of}")
@@ -71,6 +71,11 @@ def _pools(ws: Workspace, params: Params, days: list[dt.date]) -> list[Pool]:
 
     columns = sample_columns(params.features)
     return [read_pool(pq.read_table(path, columns=columns), params.features) for path in partitions.parquet_files(ws, days)]
+
+
+def _offsets(pools: list[Pool]) -> np.ndarray:
+    """Where each request of all pools begins and ends, I64[R + 1]."""
+    return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(pool.offsets) for pool in pools]))])
 
 
 def _scores(ws: Workspace, params: Params, files: list[Path], manifests: list[str], pools: list[Pool]) -> dict[str, np.ndarray]:
@@ -102,7 +107,7 @@ def _train(params: Params, files: list[Path], pools: list[Pool], folder: Path) -
         trained = train(name, params, files, told, teacher=folder / "expressive" if taught else None)
         save_model(trained.model, folder / name, trained.facts)
         logits[name] = score_pools(trained.model, pools, params, torch.device("cpu"))[0].astype(np.float32)
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(pool.offsets) for pool in pools]))])
+    offsets = _offsets(pools)
     merged = np.empty(int(offsets[-1]), np.float32)
     for start, end in pairwise(offsets.tolist()):
         light, expressive = logits["light"][start:end], logits["expressive"][start:end]

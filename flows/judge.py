@@ -65,6 +65,8 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
                 recall = recall[0], recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed)
         except (HapError, KeyError, pa.ArrowException) as error:
             findings.append(Finding("undecided", f"v{against} cannot be scored any more: {error}"))
+    if complete:
+        complete.unlink()
     evidence = gather(
         version=version,
         against=against,

@@ -28,12 +28,10 @@ def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, see
     requests = _requests(pool, seed)
     weight = cascade.findable(requests, k)
     found = cascade.hits(cascade.places(scores["cascade"], requests), requests, k)
-    order = np.argsort(judged, kind="stable")
-    at = order[np.searchsorted(judged, pool.request_id, sorter=order).clip(max=max(len(judged) - 1, 0))] if len(judged) else order
-    known = judged[at] == pool.request_id if len(judged) else np.zeros(0, bool)
+    _, at, known = np.intersect1d(judged, pool.request_id, return_indices=True)
     value_R, weight_R = np.zeros(len(judged)), np.zeros(len(judged))
-    value_R[at[known]] = (found / weight.clip(min=1))[known]
-    weight_R[at[known]] = weight[known]
+    value_R[at] = (found / weight.clip(min=1))[known]
+    weight_R[at] = weight[known]
     return RequestAuc(value_R, weight_R)
 
 

@@ -10,7 +10,7 @@ Letters: R requests of the population, n of a pair, Q guarded quantities.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -60,13 +60,19 @@ class Pair:
 
 
 def calibrate(
-    population: Population, rules: Gate, sizes: Sequence[int], pairs: int, coverage_pairs: int, seed: int, report: Any = None
+    population: Population,
+    rules: Gate,
+    sizes: Sequence[int],
+    pairs: int,
+    coverage_pairs: int,
+    seed: int,
+    report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Rates of each verdict by size and true difference, of the gate and of a threshold on the plain differences.
 
     Args:
         sizes: requests of a pair.
-        pairs: for each size and true difference; each coin of a rate.
+        pairs: for each size and true difference.
         coverage_pairs: pairs of the population's own size on which intervals are counted.
         report: told (done, of) after each size and difference.
 
@@ -177,12 +183,6 @@ def coverage(population: Population, rules: Gate, pairs: int, seed: int) -> dict
         return {}
     furthest = max(by_quantity.values(), key=lambda share: abs(share - COVERED))
     return {"pairs": pairs, "mean": float(np.mean(list(by_quantity.values()))), "furthest": furthest, **by_quantity}
-
-
-def with_margin(rules: Gate, margin: float | None) -> Gate:
-    """The rules with another margin, without what is not calibrated."""
-    changed: dict[str, Any] = {"slices": ()} | ({"margin": margin} if margin is not None else {})
-    return rules.model_copy(update=changed)
 
 
 def calibration_text(found: Mapping[str, Any]) -> str:

@@ -55,9 +55,9 @@ def oracle(requests: Requests) -> F64:
     return requests.clicked + requests.chance
 
 
-def routed_counts(requests: Requests, share: float) -> I64:
-    """K = ceil(share * N) of every request, as in serving (hap.serving.merge)."""
-    return np.ceil(share * requests.counts - SHARE_SLACK).clip(min=0).astype(np.int64)
+def routed_counts(counts: I64, share: float) -> I64:
+    """K = ceil(share * N) of requests with N candidates each, as in serving (hap.serving.merge)."""
+    return np.ceil(share * counts - SHARE_SLACK).clip(min=0).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Selected:
     def final_places(self, share: float) -> I64:
         """Each candidate's place in the final list."""
         owner = self.requests.owner
-        routed = self.selector < routed_counts(self.requests, share)[owner]
+        routed = self.selector < routed_counts(self.requests.counts, share)[owner]
         # A routed one is preceded by the routed ones that expressive puts above it; another one by all routed ones, and
         # by the unrouted ones that light puts above it.
         final = np.empty(len(owner), np.int64)
@@ -135,7 +135,7 @@ class Cost(NamedTuple):
 
 def cost_ratio(light: Cost, expressive: Cost, counts: I64, share: float) -> float:
     """The cascade's cost over that of expressive on all, over all requests; light scores every candidate."""
-    routed = np.ceil(share * counts - SHARE_SLACK).clip(min=0)
+    routed = routed_counts(counts, share)
     total = len(counts) * light.per_request + counts.sum() * light.per_candidate
     if share > 0:
         total += (routed > 0).sum() * expressive.per_request + routed.sum() * expressive.per_candidate
@@ -167,11 +167,11 @@ def curve(
     selected = select(requests, light_N, light_N, expressive_N)
     on_all = places(expressive_N, requests)
     whole = _recall(on_all, requests, k)
+    clicked = findable(requests, k) > 0
     points = []
     for share in shares:
         final = selected.final_places(share)
         recall = _recall(final, requests, k)
-        clicked = findable(requests, k) > 0
         points.append(
             Point(
                 share,

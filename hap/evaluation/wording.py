@@ -4,25 +4,23 @@ from collections.abc import Mapping, Sequence
 
 from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, RECALL, SLICED, Evidence, Finding
 from hap.evaluation.verdict import Outcome, Rule, Verdict
-from hap.params import NEGATIVES, Gate
+from hap.params import NEGATIVES
 
 SHOWN_REASONS = 8  # on one screen; verdict.json has them all
 
 
-def reasons(verdict: Outcome, evidence: Evidence, rules: Gate, findings: Sequence[Finding], judged: Sequence[Rule]) -> list[str]:
+def reasons(verdict: Outcome, evidence: Evidence, findings: Sequence[Finding], judged: Sequence[Rule]) -> list[str]:
     """Sentences, the ones that carry the verdict and no others."""
     said = [finding.text for finding in findings if finding.outcome == verdict]
-    said += [
-        _sentence(rule, verdict, rules) for rule in judged if rule.outcome == verdict and rule.p_value is not None and verdict != "pass"
-    ]
+    said += [_sentence(rule, verdict) for rule in judged if rule.outcome == verdict and rule.p_value is not None and verdict != "pass"]
     if evidence.against is None:
         said.append("first version: there is no champion to compare with, so only floors were judged")
     if verdict == "pass":
-        said.insert(0, _pass_sentence(evidence, judged, rules))
+        said.insert(0, _pass_sentence(evidence, judged))
     return said
 
 
-def _sentence(rule: Rule, verdict: Outcome, rules: Gate) -> str:
+def _sentence(rule: Rule, verdict: Outcome) -> str:
     member, kind, sort = rule.name.split(".")
     value, lower, upper = rule.value or 0.0, rule.lower or 0.0, rule.upper or 0.0
     if sort == "floor":
@@ -40,7 +38,7 @@ def _what(kind: str) -> str:
     return "Recall@K" if kind == RECALL else f"GAUC on {kind}"
 
 
-def _pass_sentence(evidence: Evidence, judged: Sequence[Rule], rules: Gate) -> str:
+def _pass_sentence(evidence: Evidence, judged: Sequence[Rule]) -> str:
     """What was passed, and the rule that came closest to its limit."""
     sort = "floor" if evidence.against is None else "regression"
     closest = min((rule for rule in judged if rule.name.endswith(sort)), key=lambda rule: (rule.lower or 0.0) - rule.bound)

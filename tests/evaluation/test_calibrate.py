@@ -5,11 +5,11 @@ import pytest
 
 from hap.errors import UsageError
 from hap.evaluation.auc import RequestAuc
-from hap.evaluation.calibrate import OUTCOMES, Population, calibrate, calibration_text, coverage, draw_pairs, smallest, with_margin
+from hap.evaluation.calibrate import OUTCOMES, Population, calibrate, calibration_text, coverage, draw_pairs, smallest
 from hap.evaluation.evidence import ALL, SLICED, guarded
 from hap.params import NEGATIVES, Gate
 
-RULES = with_margin(Gate(min_requests=50, min_positives=50), 0.02)
+RULES = Gate(min_requests=50, min_positives=50, margin=0.02)
 
 
 def population(models=3, requests=3000, noise=0.05, seed=1):
