@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from prefect import flow, task
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
@@ -19,6 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import record, steps
 from flows.judge import judge, opponent_of
+from flows.page import page_path
 from flows.prefect_server import prefect_api
 from flows.stages import end_orphans
 from flows.talk import current
@@ -96,6 +98,10 @@ def retrain(root: str, day: str) -> State:
             if verdict is None:
                 verdict = _step(judge, "gate")(ws, params, version, opponent_of(ws, params, version), window.judging)
             commit(ws, f"Verdict on v{version}: {verdict.verdict}")
+            page = page_path(ws, version)
+            create_link_artifact(
+                page.as_uri(), f"v{version}: {verdict.verdict}", key=f"{ws.root.name.lower()}-v{version}", description=str(page)
+            )
         durable.write_json(_outcome_file(ws, judged), {"version": version})
         if params.promotion.auto and verdict.verdict == "pass":
             with talk.step("promote"):

@@ -17,6 +17,7 @@ import yaml
 from flows.daily import Outcome, retrain_day
 from flows.drift import drift_day
 from flows.judge import bundle_of
+from flows.page import page_path
 from flows.prefect_server import prefect_api
 from flows.talk import Talk, current
 from hap import durable
@@ -127,6 +128,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if drift := summary["drift"]:
         lines.append(f"drift      {len(drift['drifted'])} columns drifted{': ' + ', '.join(drift['drifted']) if drift['drifted'] else ''}")
         lines.append(f"pages      {drift['html']}")
+    lines += [f"{'pages' if not summary['drift'] else '':<11}{version['page']}" for version in summary["versions"][-1:]]
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in summary["seconds_by_step"].items())
     lines += [
         f"workspace  {summary['workspace']}  (try: hapctl status --root {summary['workspace']})",
@@ -276,6 +278,7 @@ def _version(ws: Workspace, outcome: Outcome) -> dict[str, Any]:
         "reasons": list(verdict.reasons),
         "gauc": {member: verdict.gauc.get(member, {}) for member in ("light", "expressive", "cascade")},
         "params": bundle.cost()["parameters"],
+        "page": str(page_path(ws, outcome.version)),
     }
 
 

@@ -1,4 +1,4 @@
-"""The gate's step: score champion and challenger from their bundles on the judging days, and decide."""
+"""The gate's step: score champion and challenger from their bundles on the judging days, decide, and write the version's page."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows.page import write_page
 from flows.talk import current
 from flows.whole import describe_whole, recall_of
 from hap.errors import HapError, NotFound
 from hap.evaluation.auc import RequestAuc
 from hap.evaluation.cascade import Cost, cost_ratio
+from hap.evaluation.detail import describe_scores
 from hap.evaluation.evidence import MEMBERS, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.slices import slice_masks
@@ -33,7 +35,7 @@ from hap.workspace import Workspace
 
 
 def judge(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date]) -> Verdict:
-    """Judge a registered version on the days and attach the verdict to it.
+    """Judge a registered version on the days and attach the verdict and its page to it.
 
     Args:
         against: the champion to compare with; None for the first version ever.
@@ -55,7 +57,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     if complete:
         found, every = score_days(challenger, [complete], f"scoring v{version} on whole requests")
         recall = recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed), None
-        whole = describe_whole(challenger, found, every, params.gate.recall.at, days, params.seed)
+        whole = describe_whole(challenger, found, every, params, days)
     if against is not None:
         try:
             champion = bundle_of(ws, params, against)
@@ -80,6 +82,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
         slices=_slices(ws, params, challenger, pool),
         recall=recall,
         whole=whole,
+        detail=describe_scores(pool.kind, _buckets(files), pool.offsets, ours, theirs, params.gate, params.seed),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
         budgets=_budgets(challenger, days),
         cost=challenger.cost(),
@@ -89,6 +92,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     )
     verdict = decide(evidence, params.gate, params.seed)
     versions.set_verdict(ws, params, version, verdict.to_json())
+    write_page(ws, params, verdict, challenger)
     if verdict.verdict == "pass":
         versions.set_alias(ws, params, "challenger", version)
     return verdict
@@ -135,6 +139,12 @@ def _slices(ws: Workspace, params: Params, challenger: Bundle, pool: Pool) -> di
                 stored = f"cand_{one.column}" if one.column in items else one.column
                 seen[one.column] = _distinct(partitions.parquet_files(ws, window), stored)
     return slice_masks(params.gate.slices, columns, seen, pool.kind == 0, params.gate.slice_min_positives)
+
+
+def _buckets(files: Sequence[Path]) -> np.ndarray:
+    """The difficulty bucket of every judged row, in the order of `score_days`."""
+    columns = [pc.list_flatten(pq.ParquetFile(path).read(columns=["cand_bucket"])["cand_bucket"]) for path in files]
+    return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns]).astype(str) if columns else np.zeros(0, str)
 
 
 def _distinct(files: Sequence[Path], column: str) -> Any:

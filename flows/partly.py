@@ -57,7 +57,7 @@ def export_bundle(ws: Workspace, day: dt.date) -> Bundle:
 
 
 def judge_version(ws: Workspace, version: int, against: int | None, day: dt.date | None) -> Verdict:
-    """Judge a registered version anew, against the champion where nothing else is named.
+    """Judge a registered version anew, and write its page, against the champion where nothing else is named.
 
     Raises:
         NotFound: a version is not registered, or the day has no samples.

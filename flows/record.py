@@ -16,6 +16,7 @@ from hap.registry import runs, versions
 from hap.training.run import read_run
 from hap.workspace import Workspace
 
+TRAINING = "training.json"  # among the run's artifacts
 Curves = dict[str, list[tuple[int, float]]]
 
 
@@ -24,11 +25,28 @@ def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
     run, scratch = read_run(ws), ws.state / "figures"
     resolved: dict[str, Any] = {"window": list(run.window), **run.params.model_dump(mode="json")}
     written = {name: orjson.loads((ws.models / name / "curves.json").read_bytes()) for name in MODELS}
-    durable.write_json(scratch / "environment.json", environment())
-    files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json"}
-    files |= {"environment.json": scratch / "environment.json", **_pictures(written, scratch, run.params.loss.name)}
+    durable.write_json(scratch / TRAINING, training_record(ws))
+    files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json", TRAINING: scratch / TRAINING}
+    files |= _pictures(written, scratch, run.params.loss.name)
     run_id = runs.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws), files, _curves(written))
     return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
+
+
+def training_record(ws: Workspace) -> dict[str, Any]:
+    """Everything about the training that the version page shows and that is not in the bundle."""
+    run = read_run(ws)
+
+    def read(path: Path) -> Any:
+        return orjson.loads(path.read_bytes())
+
+    return {
+        "window": read(ws.window_file)["days"],
+        "params": run.params.model_dump(mode="json"),
+        "warm_start": run.warm_start,
+        "models": {name: {part: read(ws.models / name / f"{part}.json") for part in ("model", "curves")} for name in MODELS},
+        "spent": {name: read(ws.spent / f"{name}.json") for name in MODELS},
+        "environment": environment(),
+    }
 
 
 def environment() -> dict[str, Any]:

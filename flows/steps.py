@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from flows.page import page_path
 from flows.stages import dvc, repro
 from flows.talk import current
 from hap import durable
@@ -126,9 +127,9 @@ def keep(ws: Workspace, params: Params, day: dt.date) -> str:
 
 
 def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | None:
-    """The verdict that the version already has on these days, so that a rerun changes nothing."""
+    """The verdict that the version already has on these days, with its page, so that a rerun changes nothing."""
     raw = versions.read_verdict(ws, version)
-    if raw is None or tuple(raw["days"]) != tuple(map(str, window.judging)):
+    if raw is None or not page_path(ws, version).exists() or tuple(raw["days"]) != tuple(map(str, window.judging)):
         return None
     if list(raw["manifests"]) != [partitions.load(ws, day).id for day in window.judging]:
         return None

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from hap.evaluation import cascade
 from hap.evaluation.auc import RequestAuc
-from hap.params import KINDS
+from hap.params import KINDS, Params
 from hap.serving.bundle import Bundle
 from hap.training.feed import Pool
 
+SIZES = (200, 500, 1000, 2000)  # candidates of a request at which the table by size is cut
 Scores = dict[str, NDArray[np.float64]]  # by member
 
 
@@ -35,13 +36,15 @@ def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, see
     return RequestAuc(value_R, weight_R)
 
 
-def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, k: int, days: Sequence[dt.date], seed: int) -> dict[str, Any]:
-    """The challenger's cascade: what it finds as served, and its routing curve."""
-    requests = _requests(pool, seed)
+def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, days: Sequence[dt.date]) -> dict[str, Any]:
+    """The challenger's cascade: what it finds as served, by size of the request too, its routing curve, the best share it may afford."""
+    k, requests = params.gate.recall.at, _requests(pool, params.seed)
     operations = bundle.cost()["operations"]
     costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
     served = cascade.places(scores["cascade"], requests)
     on_all = cascade.places(scores["expressive"], requests)
+    curve = cascade.curve(requests, scores["light"], scores["expressive"], k, costs)
+    best = cascade.best_share(curve, params.gate.max_operations if params.gate.max_operations is not None else np.inf)
     weight = cascade.findable(requests, k)
     found, whole = (cascade.hits(place, requests, k).sum() / max(weight.sum(), 1) for place in (served, on_all))
     routed = scores["cascade"] > 0
@@ -57,7 +60,9 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, k: int, days: Seq
         "hit_rate": float((cascade.hits(served, requests, k) > 0).mean()) if len(requests.counts) else 0.0,
         "ndcg": float(np.nanmean(cascade.ndcg(served, requests, k))) if weight.any() else 0.0,
         "agreement": float(cascade.agreement(served, on_all, requests, k).mean()) if len(requests.counts) else 0.0,
-        "curve": [dataclasses.asdict(point) for point in cascade.curve(requests, scores["light"], scores["expressive"], k, costs)],
+        "by_size": [group._asdict() for group in cascade.recall_by_size(served, requests, k, SIZES)],
+        "curve": [dataclasses.asdict(point) for point in curve],
+        "best": dataclasses.asdict(best) if best else None,
     }
 
 

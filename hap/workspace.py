@@ -64,6 +64,11 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def spent(self) -> Path:
+        """What each training took; apart from the models, whose bytes must not differ by it."""
+        return self.root / "spent"
+
+    @property
     def bundle(self) -> Path:
         return self.root / "bundle"
 

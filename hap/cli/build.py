@@ -159,10 +159,11 @@ def gate_run(
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Judge a registered version and write its verdict. Exit code 0 pass, 3 refused, 5 undecided.
+    """Judge a registered version, write its verdict and its page. Exit code 0 pass, 3 refused, 5 undecided.
 
     Example: hapctl gate run --model v42 --against v41
     """
+    from flows.page import page_path
     from flows.partly import judge_version
     from flows.talk import Talk, talking
     from hap.evaluation.wording import verdict_text
@@ -175,7 +176,8 @@ def gate_run(
         return
     with talking(Talk()):
         verdict = judge_version(ws, version, other, day_of(day) if day else None)
-    answer(verdict.to_json(), verdict_text(verdict), json)
+    page = page_path(ws, version)
+    answer({**verdict.to_json(), "page": str(page)}, f"{verdict_text(verdict)}\npage: {page}", json)
     raise typer.Exit(verdict.exit_code)
 
 
@@ -247,13 +249,15 @@ def retrain(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = F
         typer.echo(f"would train on {window.training[0]} to {window.training[-1]} and judge on {', '.join(map(str, window.judging))}")
         return
     from flows.daily import retrain_day
+    from flows.page import page_path
     from flows.talk import Talk, talking
     from hap.evaluation.wording import verdict_text
 
     with talking(Talk()) as talk:
         outcome = retrain_day(ws, wanted)
-    value = {"version": f"v{outcome.version}", "verdict": outcome.verdict.to_json(), "seconds_by_step": talk.seconds}
-    answer(value, verdict_text(outcome.verdict), json)
+    page = page_path(ws, outcome.version)
+    value = {"version": f"v{outcome.version}", "verdict": outcome.verdict.to_json(), "page": str(page), "seconds_by_step": talk.seconds}
+    answer(value, f"{verdict_text(outcome.verdict)}\npage: {page}", json)
     raise typer.Exit(outcome.verdict.exit_code)
 
 

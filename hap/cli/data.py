@@ -243,6 +243,7 @@ def _show_day(ws: Workspace, day: dt.date, json: bool) -> None:
 
 
 def _show_version(ws: Workspace, what: str, json: bool) -> None:
+    from flows.page import page_path
     from hap.evaluation.verdict import Verdict
     from hap.evaluation.wording import verdict_text
     from hap.registry import versions
@@ -254,7 +255,9 @@ def _show_version(ws: Workspace, what: str, json: bool) -> None:
         f"bundle {version.bundle_digest[:16]}  workspace {(version.workspace_rev or '-')[:12]}  code {(version.code_rev or '-')[:12]}",
         verdict_text(Verdict.from_json(raw)) if raw else f"no verdict yet; `hapctl gate run --model {version.label}` gives one",
     ]
-    answer({**version.as_json(), "verdict": raw}, "\n".join(lines), json)
+    page = page_path(ws, version.number)
+    lines += [f"page: {page}"] * page.exists()
+    answer({**version.as_json(), "verdict": raw, "page": str(page) if page.exists() else None}, "\n".join(lines), json)
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:

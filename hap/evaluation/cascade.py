@@ -196,16 +196,24 @@ def best_share(points: Sequence[Point], budget: float) -> Point | None:
     return max(within, key=lambda point: (point.recall, -point.share), default=None)
 
 
-def recall_by_size(final_N: I64, requests: Requests, k: int, edges: Sequence[int]) -> dict[str, float]:
-    """Recall@K of requests by their number of candidates: under the first edge, between two, and from the last one on."""
-    bounds = [0, *edges, np.inf]
+class SizeGroup(NamedTuple):
+    """Requests of about one size, and what is found of their clicks."""
+
+    name: str  # candidates: 200-499, or 2000+
+    requests: int  # with a click
+    recall: float
+
+
+def recall_by_size(final_N: I64, requests: Requests, k: int, edges: Sequence[int]) -> list[SizeGroup]:
+    """Recall@K by the number of candidates: under the first edge, between two, and from the last one on; empty groups left out."""
     found, weight = hits(final_N, requests, k), findable(requests, k)
-    table = {}
-    for low, high in pairwise(bounds):
-        inside = (requests.counts >= low) & (requests.counts < high)
-        name = f"{low}+" if high == np.inf else f"{low}-{high - 1}"
-        table[name] = float(found[inside].sum() / weight[inside].sum()) if weight[inside].sum() else float("nan")
-    return table
+    groups = []
+    for low, high in pairwise([0, *edges, np.inf]):
+        inside = (requests.counts >= low) & (requests.counts < high) & (weight > 0)
+        if inside.any():
+            name = f"{low}+" if high == np.inf else f"{low}-{high - 1}"
+            groups.append(SizeGroup(name, int(inside.sum()), float(found[inside].sum() / weight[inside].sum())))
+    return groups
 
 
 def _recall(final_N: I64, requests: Requests, k: int) -> float:

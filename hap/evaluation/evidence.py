@@ -61,6 +61,7 @@ class Evidence:
     champion: Mapping[Quantity, RequestAuc] = field(default_factory=dict)
     slices: Mapping[str, int] = field(default_factory=dict)  # positives of each slice
     whole: Mapping[str, Any] = field(default_factory=dict)  # the cascade on requests with all their candidates, recorded
+    detail: Mapping[str, Any] = field(default_factory=dict)  # hap.evaluation.detail, recorded
     parity_max_abs_diff: float | None = None  # exported graphs against PyTorch; None: not measured
     budgets: Mapping[str, float | None] = field(default_factory=dict)  # by the name in BUDGETS; None: not measured
     cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
@@ -69,7 +70,7 @@ class Evidence:
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""
         described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
-        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole, self.budgets)]
+        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole, self.detail, self.budgets)]
         measured = (self.positives, self.parity_max_abs_diff, *named, self.findings)
         sha = hashlib.sha256(repr((described, measured)).encode())
         for side in (self.challenger, self.champion):
@@ -94,6 +95,7 @@ def gather(
     slices: Mapping[str, NDArray[np.bool_]] | None = None,
     recall: tuple[RequestAuc, RequestAuc | None] | None = None,
     whole: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
     parity_max_abs_diff: float | None = None,
     budgets: Mapping[str, float | None] | None = None,
     cost: Mapping[str, Any] | None = None,
@@ -111,6 +113,7 @@ def gather(
         slices: by name, the rows [N] of it.
         recall: Recall@K of each request, and what it weighs, of challenger and champion; None where it was not measured.
         whole: what else is known of the cascade on requests with all their candidates.
+        detail: what `hap.evaluation.detail.describe_scores` says of the scores.
         trained_on: days that the challenger was trained or stopped on.
         champion_trained_on: the same of the champion.
         findings: what the caller already knows, such as why the champion cannot be scored.
@@ -149,6 +152,7 @@ def gather(
         champion=theirs,
         slices={name: int((mask & (codes == 0)).sum()) for name, mask in parts.items()},
         whole=dict(whole or {}),
+        detail=dict(detail or {}),
         parity_max_abs_diff=parity_max_abs_diff,
         budgets=dict(budgets or {}),
         cost=dict(cost or {}),
@@ -178,8 +182,8 @@ def _measure(
             found.append(Finding(blame, f"{member}: {bad:,} of {values.size:,} scores of {label} are NaN or infinite"))
         else:
             measured |= {(member, name): auc for name, auc in request_aucs(values, kind, offsets).items()}
+            ranked = rank(values, np.minimum(kind, 1), offsets, (ALL,))
+            measured[member, ALL] = by_request(ranked)[ALL]
             if member == SLICED:
-                ranked = rank(values, np.minimum(kind, 1), offsets, (ALL,))
-                measured[member, ALL] = by_request(ranked)[ALL]
                 measured |= {(member, name): by_request(ranked, mask[ranked.row])[ALL] for name, mask in slices.items()}
     return measured

@@ -23,7 +23,7 @@ from hap.evaluation.auc import RequestAuc, gauc
 from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, RECALL, SLICED, Evidence, Finding, Quantity, guarded
 from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
-from hap.params import KINDS, NEGATIVES, Gate
+from hap.params import NEGATIVES, Gate
 
 TAIL_DRAWS = 5  # draws expected beyond the strictest level of Holm: with fewer, no p-value could reach it
 
@@ -53,6 +53,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
         slices=_slices(evidence, rules),
         whole={**evidence.whole, "guarded": evidence.against is not None and guards_recall(evidence, rules)} if evidence.whole else {},
+        detail=dict(evidence.detail),
         requests=evidence.requests,
         positives=evidence.positives,
         manifests=evidence.manifests,
@@ -228,10 +229,10 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | 
 
 
 def _table(measured: Mapping[Quantity, RequestAuc]) -> dict[str, dict[str, float | None]]:
-    """GAUC by member and kind, null where nothing defines it."""
+    """GAUC by member and kind, and of all kinds together; null where nothing defines it."""
     table: dict[str, dict[str, float | None]] = {}
     for member in MEMBERS:
-        row = {kind: measured.get((member, kind)) for kind in KINDS[1:]}
+        row = {kind: measured.get((member, kind)) for kind in (*NEGATIVES, ALL)}
         table[member] = {kind: _finite(gauc(grouped)) if grouped is not None else None for kind, grouped in row.items()}
     return table
 

@@ -35,10 +35,11 @@ class Verdict:
     verdict: Outcome
     reasons: tuple[str, ...]
     rules: tuple[Rule, ...]
-    gauc: dict[str, dict[str, float | None]]  # of the challenger: member -> kind
+    gauc: dict[str, dict[str, float | None]]  # of the challenger: member -> kind, and `all` kinds together
     champion_gauc: dict[str, dict[str, float | None]] | None
     slices: dict[str, dict[str, Any]]  # by name: positives, gauc, champion_gauc, and whether it guards
     whole: dict[str, Any]  # the cascade on requests with all their candidates: k, recall, relative to expressive on all, curve, ...
+    detail: dict[str, Any]  # by difficulty bucket, pooled, calibration: hap.evaluation.detail
     requests: int
     positives: int
     manifests: tuple[str, ...]

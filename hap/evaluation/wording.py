@@ -51,7 +51,7 @@ def _pass_sentence(evidence: Evidence, judged: Sequence[Rule]) -> str:
     slices = sum(rule.name.split(".")[1] not in (*NEGATIVES, ALL, RECALL) for rule in compared)
     recall = any(rule.name.split(".")[1] == RECALL for rule in compared)
     named = [f"{len(compared) - slices - recall} guarded GAUC"]
-    named += [f"{slices} slices"] * bool(slices) + ["Recall@K"] * recall
+    named += [f"{slices} slice{'s' * (slices > 1)}"] * bool(slices) + ["Recall@K"] * recall
     guarded = ", ".join(named)
     count = f"no worse than v{evidence.against} on all {guarded}, and above every floor"
     worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"

@@ -6,6 +6,7 @@ mlflow is imported by the functions that talk to it, never by importing this mod
 import datetime as dt
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "hap"
+PAGE = "page"  # folder of the version's page among its run's artifacts
 ALIASES = ("champion", "challenger")
 
 
@@ -194,6 +196,29 @@ def set_verdict(ws: Workspace, params: Params, version: int, verdict: Mapping[st
         client.log_artifact(wanted.run_id, str(path), "verdict")
         client.set_model_version_tag(MODEL, str(version), "verdict", str(verdict["verdict"]))
     return path
+
+
+def read_artifact(ws: Workspace, params: Params, version: Version, name: str) -> Any:
+    """A JSON file of the version's run; None where the run has none of that name.
+
+    Raises:
+        HapError: MLflow cannot be reached.
+    """
+    with connect(ws, params) as client, tempfile.TemporaryDirectory() as scratch:
+        if name not in {entry.path for entry in client.list_artifacts(version.run_id)}:
+            return None
+        return orjson.loads(Path(client.download_artifacts(version.run_id, name, scratch)).read_bytes())
+
+
+def attach_page(ws: Workspace, params: Params, version: Version, page: Path) -> None:
+    """Keep the version's page among its run's artifacts, and have the version name it.
+
+    Raises:
+        HapError: MLflow cannot be reached.
+    """
+    with connect(ws, params) as client:
+        client.log_artifact(version.run_id, str(page), PAGE)
+        client.update_model_version(MODEL, str(version.number), f"[{page.name}](#/runs/{version.run_id}/artifacts/{PAGE}/{page.name})")
 
 
 def verdict_path(ws: Workspace, version: int) -> Path:

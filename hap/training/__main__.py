@@ -7,11 +7,13 @@ caller's progress bar. Many processes: `train.processes` on one machine, or torc
 
 import hashlib
 import os
+import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # A workspace holds a folder triton/, which torch would take for the module of that name.
 if (Path.cwd() / "hap.toml").exists():
@@ -28,6 +30,7 @@ from hap.params import MODELS
 from hap.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
+    from hap.training.ranks import Ranks
     from hap.training.run import Run
 
 RESTARTS = 3  # of all processes, after one of them died
@@ -82,17 +85,34 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
     # The same window, samples, parameters and code: the digest of what the stage depends on.
     key = hashlib.sha256(ws.window_file.read_bytes() + ws.run_file.read_bytes() + name.encode()).hexdigest()
     place = Place(ws.state / "checkpoints" / name, key)
+    begun, resumed = time.perf_counter(), place.folder.exists()
     with open_ranks(pick_device(run.params.train.device)) as ranks:
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
         teacher = teacher_folder(ws, run) if name == "light" and run.params.light.distill else None
         files = window_files(ws, run.window)
         trained = train(name, run.params, files, report, ranks=ranks, place=place, warm=warm, teacher=teacher)
+        spent = _spent(ranks, begun, trained.facts["device"]) | {"resumed": resumed}
         if ranks.leads:
             facts = trained.facts | {"window": list(run.window), "seed": run.params.seed}
             durable.write_json(ws.models / name / "curves.json", {"steps": trained.curves, "conflict": trained.conflicts})
             save_model(trained.model, ws.models / name, facts)
+            durable.write_json(ws.spent / f"{name}.json", spent)
             drop_checkpoints(place.folder)
         ranks.wait()
+
+
+def _spent(ranks: "Ranks", begun: float, device: str) -> dict[str, Any]:
+    """What the training took: CPU seconds of all processes, peak memory of this one; since its last start, where it was resumed."""
+    import torch
+
+    cpu_s = ranks.sum(torch.tensor([time.process_time()], dtype=torch.float64, device=device))
+    return {
+        "wall_s": time.perf_counter() - begun,
+        "cpu_s": float(cpu_s),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None,
+        "processes": ranks.world,
+    }
 
 
 if __name__ == "__main__":

@@ -142,8 +142,7 @@ def test_recall_by_size_splits_the_requests_by_their_candidates():
     clicked[[0, 11]] = True
     requests = routing.describe_requests(clicked, offsets, 1)
     final = np.concatenate([np.arange(2), np.arange(10)])
-    assert routing.recall_by_size(final, requests, 1, [5]) == {"0-4": 1.0, "5+": 0.0}
-    assert np.isnan(routing.recall_by_size(final, requests, 1, [5, 50])["50+"])
+    assert routing.recall_by_size(final, requests, 1, [5, 50]) == [("0-4", 1, 1.0), ("5-49", 1, 0.0)]
 
 
 @pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 3]])

@@ -117,7 +117,7 @@ def test_a_slice_with_few_clicks_is_reported_and_does_not_judge():
 
 def test_an_equal_challenger_passes_on_its_slices_too():
     verdict = sliced()
-    assert verdict.verdict == "pass" and "on all 13 guarded GAUC, 1 slices" in verdict.reasons[0]
+    assert verdict.verdict == "pass" and "on all 13 guarded GAUC, 1 slice," in verdict.reasons[0]
 
 
 def recalled(change, clicks=1200):

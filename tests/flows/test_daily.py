@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import psutil
 import pytest
 import yaml
 
+from flows.page import artifact_key
+from flows.prefect_server import prefect_api
 from hap.logs.simulator import simulate
 from hap.project import project_file
-from hap.registry import versions
+from hap.registry import mlflow_store, versions
 from hap.workspace import Workspace, git, holder_file, init_workspace
 from tests.conftest import FIRST_DAY
 
@@ -71,6 +74,14 @@ def test_a_day_is_retrained_once_and_the_second_time_is_a_no_op(ws: Workspace) -
     assert set(answer["verdict"]["gauc"]) == {"light", "expressive", "cascade"}
     assert (ws.verdicts / "v1.json").exists()
     assert git(ws, "status", "--porcelain") == ""
+    page = Path(answer["page"])
+    assert page == ws.pages / "v1.html" and "v1: <span" in page.read_text() and "no record of this version" not in page.read_text()
+    with mlflow_store.connect(ws, ws.params()) as client:
+        run = versions.get(ws, ws.params(), 1).run_id
+        assert [entry.path for entry in client.list_artifacts(run, "page")] == ["page/v1.html"]
+        assert "page/v1.html" in client.get_model_version("hap", "1").description
+    with prefect_api(ws) as url, urllib.request.urlopen(f"{url}/artifacts/{artifact_key(ws, 1)}/latest") as response:
+        assert page.as_uri() in orjson.loads(response.read())["data"]
     revision = git(ws, "rev-parse", "HEAD")
     stamps = {path: path.stat().st_mtime_ns for path in ws.models.rglob("*.pt")}
 
@@ -83,7 +94,7 @@ def test_a_day_is_retrained_once_and_the_second_time_is_a_no_op(ws: Workspace) -
 
     restored = ws.root.parent / "restored"
     assert hapctl("restore", "v1", "--into", restored, "--root", ws.root).returncode == 0
-    for name in ("samples", "models", "bundle"):
+    for name in ("samples", "models", "spent", "bundle"):
         here = {p.relative_to(ws.root / name): p.read_bytes() for p in (ws.root / name).rglob("*") if p.is_file()}
         there = {p.relative_to(restored / name): p.read_bytes() for p in (restored / name).rglob("*") if p.is_file()}
         assert here == there, name

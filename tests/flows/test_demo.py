@@ -42,8 +42,9 @@ def test_a_first_week_gives_versions_a_champion_served_scores_and_pages(tmp_path
         assert version["verdict"] in ("pass", "refuse", "undecided")
         assert version["reasons"]
         assert version["params"].keys() == {"light", "expressive"}
+        assert f"{version['label']}: <span" in Path(version["page"]).read_text()
         for member in ("light", "expressive"):
-            assert version["gauc"][member].keys() == set(NEGATIVES)
+            assert version["gauc"][member].keys() == {*NEGATIVES, "all"}
             assert version["gauc"][member]["GN"] > 0.6, "a model that learnt nothing"
     assert summary["champion"] in ("v1", "v2")
     assert summary["serving"]["failed"] == 0
