@@ -2,8 +2,9 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,60 +35,61 @@ from hap.training.feed import Pool, read_pool, sample_columns
 from hap.workspace import Workspace
 
 
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One version's scores on the judged rows, and on the requests with all their candidates where there are any."""
+
+    bundle: Bundle
+    scores: dict[str, np.ndarray]
+    rows: Pool
+    whole: tuple[dict[str, np.ndarray], Pool] | None
+
+
 def judge(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date]) -> Verdict:
-    """Judge a registered version on the days and attach the verdict and its page to it.
+    """Judge a registered version on the days, and attach the verdict and its page to it; what cannot be judged gets a verdict, too.
 
     Args:
         against: the champion to compare with; None for the first version ever.
 
     Raises:
-        NotFound: a day has no samples, or a version is not registered.
+        NotFound: a version is not registered.
     """
-    manifests = [partitions.load(ws, day) for day in days]
-    files = partitions.parquet_files(ws, list(days))
     challenger = bundle_of(ws, params, version)
-    ours, pool = score_days(challenger, files, f"scoring v{version}")
-    findings: list[Finding] = []
-    champion: Bundle | None = None
-    theirs: dict[str, np.ndarray] | None = None
-    complete, absent = _complete(ws, params, days)
+    manifests = {day: manifest for day in days if (manifest := partitions.find(ws, day))}
+    findings = [
+        Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`")
+        for day in days
+        if day not in manifests
+    ]
+    files = partitions.parquet_files(ws, list(manifests))
+    complete, absent = _complete(ws, params, list(manifests))
     findings += [absent] if absent else []
-    recall: tuple[RequestAuc, RequestAuc | None] | None = None
-    whole: dict[str, Any] = {}
-    if complete:
-        found, every = score_days(challenger, [complete], f"scoring v{version} on whole requests")
-        recall = recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed), None
-        whole = describe_whole(challenger, found, every, params, days)
-    if against is not None:
-        try:
-            champion = bundle_of(ws, params, against)
-            theirs, _ = score_days(champion, files, f"scoring v{against}")
-            if complete and recall:
-                found, every = score_days(champion, [complete], f"scoring v{against} on whole requests")
-                recall = recall[0], recall_of(found, every, pool.request_id, params.gate.recall.at, params.seed)
-        except (HapError, KeyError, pa.ArrowException) as error:
-            findings.append(Finding("undecided", f"v{against} cannot be scored any more: {error}"))
-    if complete:
-        complete.unlink()
+    try:
+        ours, refused = _score(challenger, files, complete, version, "refuse")
+        theirs, lost = (None, None) if against is None or ours is None else _score_champion(ws, params, against, files, complete)
+    finally:
+        if complete:
+            complete.unlink()
+    findings += [finding for finding in (refused, lost) if finding]
     evidence = gather(
         version=version,
         against=against,
         days=[day.isoformat() for day in days],
-        manifests=[manifest.id for manifest in manifests],
+        manifests=[manifest.id for manifest in manifests.values()],
         expressive_kinds=challenger.info["expressive_kinds"],
-        kind=pool.kind,
-        offsets=pool.offsets,
-        challenger=ours,
-        champion=theirs,
-        slices=_slices(ws, params, challenger, pool),
-        recall=recall,
-        whole=whole,
-        detail=describe_scores(pool.kind, _buckets(files), pool.offsets, ours, theirs, params.gate, params.seed),
+        kind=ours.rows.kind if ours else np.zeros(0, np.int8),
+        offsets=ours.rows.offsets if ours else np.zeros(1, np.int64),
+        challenger=ours.scores if ours else {},
+        champion=theirs.scores if theirs else None,
+        slices=_slices(ws, params, challenger, ours.rows) if ours else {},
+        recall=_recall(params, ours, theirs),
+        whole=describe_whole(challenger, *ours.whole, params, days) if ours and ours.whole else {},
+        detail=_detail(params, files, ours, theirs),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
         budgets=_budgets(challenger, days),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
-        champion_trained_on=champion.info["window"] if champion else (),
+        champion_trained_on=theirs.bundle.info["window"] if theirs else (),
         findings=findings,
     )
     verdict = decide(evidence, params.gate, params.seed)
@@ -96,6 +98,46 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     if verdict.verdict == "pass":
         versions.set_alias(ws, params, "challenger", version)
     return verdict
+
+
+def _score(
+    bundle: Bundle, files: Sequence[Path], complete: Path | None, version: int, blame: Literal["refuse", "undecided"]
+) -> tuple[_Side | None, Finding | None]:
+    """A version's scores, or why it has none."""
+    if not files:
+        return None, None  # said already, by day
+    try:
+        scores, rows = score_days(bundle, files, f"scoring v{version}")
+        whole = score_days(bundle, [complete], f"scoring v{version} on whole requests") if complete else None
+    except (HapError, KeyError, pa.ArrowException) as error:
+        return None, Finding(blame, f"v{version} cannot be scored on these days: {error}")
+    return _Side(bundle, scores, rows, whole), None
+
+
+def _score_champion(
+    ws: Workspace, params: Params, version: int, files: Sequence[Path], complete: Path | None
+) -> tuple[_Side | None, Finding | None]:
+    try:
+        bundle = bundle_of(ws, params, version)
+    except HapError as error:
+        return None, Finding("undecided", f"v{version} cannot be scored on these days: {error}")
+    return _score(bundle, files, complete, version, "undecided")
+
+
+def _recall(params: Params, ours: _Side | None, theirs: _Side | None) -> tuple[RequestAuc, RequestAuc | None] | None:
+    """Recall@K of challenger and champion by judged request."""
+    if ours is None or ours.whole is None:
+        return None
+    judged, k = ours.rows.request_id, params.gate.recall.at
+    mine = recall_of(*ours.whole, judged, k, params.seed)
+    return mine, recall_of(*theirs.whole, judged, k, params.seed) if theirs and theirs.whole else None
+
+
+def _detail(params: Params, files: Sequence[Path], ours: _Side | None, theirs: _Side | None) -> dict[str, Any]:
+    if ours is None:
+        return {}
+    champion = theirs.scores if theirs else None
+    return describe_scores(ours.rows.kind, _buckets(files), ours.rows.offsets, ours.scores, champion, params.gate, params.seed)
 
 
 def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | None]:
@@ -114,7 +156,7 @@ def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | N
 
 def _complete(ws: Workspace, params: Params, days: Sequence[dt.date]) -> tuple[Path | None, Finding | None]:
     """The judging days' requests with all their candidates, where the logs hold them; and what stands against judging them."""
-    if not params.logs.complete:
+    if not params.logs.complete or not days:
         return None, None
     path = ws.state / "complete.parquet"
     try:
@@ -144,7 +186,7 @@ def _slices(ws: Workspace, params: Params, challenger: Bundle, pool: Pool) -> di
 def _buckets(files: Sequence[Path]) -> np.ndarray:
     """The difficulty bucket of every judged row, in the order of `score_days`."""
     columns = [pc.list_flatten(pq.ParquetFile(path).read(columns=["cand_bucket"])["cand_bucket"]) for path in files]
-    return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns]).astype(str) if columns else np.zeros(0, str)
+    return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns]).astype(str)
 
 
 def _distinct(files: Sequence[Path], column: str) -> Any:

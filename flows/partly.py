@@ -60,7 +60,7 @@ def judge_version(ws: Workspace, version: int, against: int | None, day: dt.date
     """Judge a registered version anew, and write its page, against the champion where nothing else is named.
 
     Raises:
-        NotFound: a version is not registered, or the day has no samples.
+        NotFound: a version is not registered.
         UsageError: a version against itself.
     """
     params = ws.params()

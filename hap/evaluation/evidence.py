@@ -127,10 +127,11 @@ def gather(
         found.append(Finding("refuse", f"v{version} was trained or stopped on {', '.join(shared)}, which it is judged on"))
     if shared := sorted(set(days) & set(champion_trained_on)):
         found.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
-    if len(manifests) < len(days):
+    if len(manifests) < len(days) and not findings:
         found.append(Finding("undecided", f"{len(days)} judging days have {len(manifests)} manifests: collect the days first"))
     parts = dict(slices or {})
-    ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, parts, found)
+    # Without any scores the caller's findings say why; that every member lacks them would only repeat it.
+    ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, parts, found) if challenger or not findings else {}
     theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, parts, found) if champion is not None else {}
     if recall is not None:
         ours[SLICED, RECALL] = recall[0]

@@ -142,7 +142,7 @@ def _holm(judged: list[Judged], alpha: float) -> list[Judged]:
 def _shortage(evidence: Evidence, rules: Gate) -> list[Finding]:
     """Whether there is enough to decide at all."""
     if not evidence.requests:
-        return [Finding("undecided", "no request was judged")]
+        return [] if evidence.findings else [Finding("undecided", "no request was judged")]
     if not evidence.positives:
         return [Finding("undecided", f"none of the {evidence.requests:,} requests has a positive: every label is of one class")]
     short = []
