@@ -56,17 +56,19 @@ def pool_rows(scores: ArrayLike, code: ArrayLike, offsets: ArrayLike, groups: Se
     del upto
     owner = np.repeat(np.arange(requests, dtype=np.int32), np.diff(bounds))[rows]
     of_positives, negative = owner[codes == 0].astype(np.int64), (codes > 0) & (codes <= width)
-    below, owner, tied, group = below[negative], owner[negative], tied[negative], codes[negative].astype(np.int32) - 1
-    negatives = np.array([np.bincount(owner[group == place], minlength=requests) for place in range(width)], dtype=np.float64)
-    cell = below * width + group
-    del below, group, negative
+    owner, tied, codes = owner[negative], tied[negative], codes[negative]
+    negatives = np.array([np.bincount(owner[codes == place], minlength=requests) for place in range(1, width + 1)], dtype=np.float64)
+    cell = below[negative] * width  # the row of the matrix, once the group is added; by steps, so that few large arrays are there at once
+    del below, negative
+    cell += codes.astype(np.int32)
+    cell -= 1
     # What ties counts half from its own score on, and whole from the next one on. The type holds what one request can have in a cell.
     value = np.full(tied.size, 2, dtype=np.min_scalar_type(2 * int(np.diff(bounds).max(initial=1))))
     value[tied] = 1
     cell = np.concatenate((cell, cell[tied] + width))
     owner = np.concatenate((owner, owner[tied]))
     value = np.concatenate((value, value[tied]))
-    del tied
+    del tied, codes
     gained = sparse.coo_array((value, (cell, owner)), shape=((levels.size + 1) * width, requests)).tocsr()
     return Pool(row, of_positives, step, tuple(groups), gained, negatives)
 
