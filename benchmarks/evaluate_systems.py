@@ -122,7 +122,7 @@ def torchmetrics(data: Data, draws: Draws) -> Run:
     from torchmetrics.functional.classification import binary_auroc
 
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)  # its single precision is no faster, and 1e-7 off
+    torch.set_default_dtype(torch.float64)  # its single precision is some 1e-7 off
 
     def auc(positive: Rows, scores: Rows) -> float:
         return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(positive).long(), validate_args=False))
