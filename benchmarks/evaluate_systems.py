@@ -150,8 +150,12 @@ def loop(data: Data, draws: Draws, clock: Clock, save: Save, auc: Auc, drawn: Dr
             pooled[s, k] = auc(labels, scores)
             clock.lap("pooled")
             for d, times in enumerate(counts):
-                pooled_draws[s, k, d] = drawn(labels, scores, times[of])
-            clock.lap("pooled_draws")
+                often = times[of]
+                clock.lap("pooled_draws")
+                defined = often[labels].any() and often[~labels].any()  # each rival has its own idea of an AUC of one class
+                clock.lap()
+                pooled_draws[s, k, d] = drawn(labels, scores, often) if defined else np.nan
+                clock.lap("pooled_draws")
 
     chosen = measured_requests(data, draws)
     request_auc = np.full((len(chosen), *shape), np.nan)
