@@ -228,7 +228,7 @@ def measure_case(
 ) -> dict[str, Any]:
     """Everything about requests of one size."""
     requests = [made_up_request(params, candidates, seed) for seed in range(args.block)]
-    ways = {
+    ways: dict[str, Way] = {
         "ensemble": (lambda request: client.score(request, k=k, model="hap"), server.cpu_s),
         "expressive on all": (lambda request: client.score(request, k=k, model="hap_all"), server.cpu_s),
         "in process": (lambda request: session.score(request, k), time.process_time),
@@ -260,7 +260,7 @@ def measure_case(
 def measure_small(client: HapClient, server: Server, params: Params, k: int, args: argparse.Namespace) -> dict[str, Any]:
     """Requests of which every candidate is routed: as the client asks, beside the expressive member asked by its own name."""
     requests = [made_up_request(params, SMALL, seed) for seed in range(args.block)]
-    ways = {
+    ways: dict[str, Way] = {
         "client": (lambda request: client.score(request, k=k), server.cpu_s),
         "expressive alone": (lambda request: client.score(request, k=k, model="expressive_all"), server.cpu_s),
     }
@@ -276,7 +276,7 @@ def measure_floor(client: HapClient, server: Server, args: argparse.Namespace) -
 
     entry = InferInput("light_score", [100], "FP32")
     entry.set_data_from_numpy(np.linspace(0, 1, 100, dtype=np.float32))
-    ways = {"one step": (lambda _: client._client.infer("hard_select", [entry]), server.cpu_s)}
+    ways: dict[str, Way] = {"one step": (lambda _: client._client.infer("hard_select", [entry]), server.cpu_s)}
     return interleaved(ways, [None] * args.block, args.rounds, seed=0)  # type: ignore[list-item]
 
 

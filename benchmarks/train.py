@@ -13,11 +13,9 @@ loading is part of a step, imports and building are not. The libraries live in a
 import argparse
 import datetime as dt
 import json
-import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.collect import environment
+from benchmarks.rivals import fresh_process, make_rivals
 from benchmarks.train_systems import COLUMNS, SYSTEMS, epochs, network, sample_files
 
 FIRST_DAY = dt.date(2026, 1, 1)
@@ -101,35 +100,11 @@ def flat_rows(batches: list[Any], rng: Any) -> dict[str, Any]:
     return {**columns, "places": places, "bounds": np.cumsum([len(batch.kind) for batch in batches])[:-1]}
 
 
-def make_rivals(venv: Path) -> str | None:
-    """An environment with the libraries, unless it stands there; None, or why there is none."""
-    python = venv / "bin" / "python"
-    wanted = [f"{name}=={version(name).split('+')[0]}" for name in SHARED] + [f"{name}=={number}" for name, number in RIVALS.items()]
-    marker = venv / "rivals.json"
-    if marker.exists() and json.loads(marker.read_text()) == wanted:
-        return None
-    for command in ([sys.executable, "-m", "venv", str(venv)], [str(python), "-m", "pip", "install", "--quiet", *wanted]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-    marker.write_text(json.dumps(wanted))
-    return None
-
-
-def child(words: list[str], python: str = sys.executable) -> dict[str, Any]:
-    """What a fresh process printed last, or why it failed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([python, "-m", *words], capture_output=True, text=True, env=env)
-    if done.returncode:
-        return {"failed": ((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])[:300]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def timed(system: str, model: str, rows: int, scratch: Path, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """One system in a process of its own."""
     python = str(args.rivals_venv / "bin" / "python") if system in LIBRARIES else sys.executable
     words = [system, model, str(scratch), str(scratch / f"params-{rows}.json"), "--seconds", str(seconds), "--device", args.device]
-    return child(["benchmarks.train_systems", *words], python)
+    return fresh_process(["benchmarks.train_systems", *words], python)
 
 
 def differing(losses: dict[str, float]) -> list[str]:
@@ -236,7 +211,8 @@ def alone(scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     def median(key: str, *words: str) -> float:
         found = [
-            child(["benchmarks.train", "--seconds", str(args.seconds), "--run", params, str(scratch), *words]) for _ in range(args.rounds)
+            fresh_process(["benchmarks.train", "--seconds", str(args.seconds), "--run", params, str(scratch), *words])
+            for _ in range(args.rounds)
         ]
         if failed := [one["failed"] for one in found if "failed" in one]:
             raise SystemExit(f"{' '.join(words)}: {failed[0]}")
@@ -280,7 +256,7 @@ def main() -> int:
     if args.run:
         print(json.dumps(single(args.run, args.seconds)))
         return 0
-    missing = "no --rivals-venv" if args.rivals_venv is None else make_rivals(args.rivals_venv)
+    missing = "no --rivals-venv" if args.rivals_venv is None else make_rivals(args.rivals_venv, SHARED, RIVALS)
     if missing:
         print(f"without torch-rechub and FuxiCTR: {missing}", file=sys.stderr)
         args.names = [name for name in args.names if name not in LIBRARIES]

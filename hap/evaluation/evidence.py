@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hap.evaluation.auc import RequestAuc, by_request, rank, request_aucs
+from hap.evaluation.auc import RequestAuc, by_request, rank, together
 from hap.params import NEGATIVES
 
 MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final score
@@ -182,8 +182,9 @@ def _measure(
         elif bad := int((~np.isfinite(values)).sum()):
             found.append(Finding(blame, f"{member}: {bad:,} of {values.size:,} scores of {label} are NaN or infinite"))
         else:
-            measured |= {(member, name): auc for name, auc in request_aucs(values, kind, offsets).items()}
-            ranked = rank(values, np.minimum(kind, 1), offsets, (ALL,))
+            ranked = rank(values, kind, offsets)
+            measured |= {(member, name): auc for name, auc in by_request(ranked).items()}
+            ranked = together(ranked, ALL)
             measured[member, ALL] = by_request(ranked)[ALL]
             if member == SLICED:
                 measured |= {(member, name): by_request(ranked, mask[ranked.row])[ALL] for name, mask in slices.items()}

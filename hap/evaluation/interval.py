@@ -8,13 +8,14 @@ are drawn too. Pivots are (draw - point) / standard error of the draw; plain per
 and cover less well on few or skewed requests (docs/gate.md).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 F64 = NDArray[np.float64]
-CHUNK_BYTES = 64 * 2**20  # counts and draws of one chunk; bounds the memory whatever R and D are
+CHUNK_BYTES = 8 * 2**20  # counts and draws of one chunk; bounds the memory whatever R and D are
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Resampled:
     low: float  # the least value that is possible
     high: float
     pivots: F64 = field(repr=False)  # [D], sorted
+    drawn: F64 = field(repr=False)  # [D], the mean of each draw, in the order of the draws; NaN without any weight
 
     def lower(self, alpha: float) -> float:
         """The bound that the true value exceeds with confidence 1 - alpha."""
@@ -78,27 +80,44 @@ def resample(value: ArrayLike, weight: ArrayLike, draws: int, seed: int, low: fl
         seed: equal seeds give equal draws.
     """
     w = np.asarray(weight, dtype=np.float64)
-    x = np.where(w > 0, np.asarray(value, dtype=np.float64), 0.0)
+    x = np.where(w > 0, value, 0.0).astype(np.float64, copy=False)
     requests, quantities = w.shape
     total = w.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         point = (w * x).sum(axis=0) / total
-    centred = np.where(w > 0, w * (x - np.nan_to_num(point)), 0.0)  # centred, or the sums below cancel badly
-    columns = np.hstack([centred, w, centred**2, centred * w, w**2])  # [R, 5M]
-    pivots = np.zeros((draws, quantities))
-    rng = np.random.default_rng(seed)
-    chunk = max(1, CHUNK_BYTES // (16 * max(requests, 1)))
-    for begin in range(0, draws if requests else 0, chunk):
-        size = min(chunk, draws - begin)
-        picked = rng.integers(0, requests, size=(size, requests)) + requests * np.arange(size)[:, None]
-        counts = np.bincount(picked.ravel(), minlength=size * requests).reshape(size, requests).astype(np.float64)
-        shift, mass, square, cross, mass2 = np.split(counts @ columns, 5, axis=1)  # [size, M] each
-        pivots[begin : begin + size] = _pivots(shift, mass, square, cross, mass2)
+    x -= np.nan_to_num(point)
+    x *= w
+    centred = x  # or the sums below cancel badly
+    columns = np.empty((requests, 5, quantities))  # filled in place: as five arrays and their stack it would be there twice
+    columns[:, 0], columns[:, 1] = centred, w
+    for place, factors in enumerate(((centred, centred), (centred, w), (w, w)), 2):
+        np.multiply(*factors, out=columns[:, place])
+    pivots, drawn, begin = np.zeros((draws, quantities)), np.full((draws, quantities), np.nan), 0
+    for counts in draw_counts(requests, draws, seed, max(1, CHUNK_BYTES // (16 * max(requests, 1)))):
+        chunk = slice(begin, begin := begin + len(counts))
+        sums = counts.astype(np.float64) @ columns.reshape(requests, -1)
+        shift, mass, square, cross, mass2 = np.split(sums, 5, axis=1)  # [size, M] each
+        pivots[chunk] = _pivots(shift, mass, square, cross, mass2)
+        np.divide(shift, mass, out=drawn[chunk], where=mass > 0)
+    drawn += point
     error = np.sqrt((centred**2).sum(axis=0)) / np.where(total > 0, total, np.nan)
     error[error < 1e-12] = 0.0  # rounding in equal values is not spread
     pivots.sort(axis=0)
     used = (w > 0).sum(axis=0)
-    return [Resampled(float(point[m]), float(error[m]), int(used[m]), float(total[m]), low, high, pivots[:, m]) for m in range(quantities)]
+    return [
+        Resampled(float(point[m]), float(error[m]), int(used[m]), float(total[m]), low, high, pivots[:, m], drawn[:, m])
+        for m in range(quantities)
+    ]
+
+
+def draw_counts(requests: int, draws: int, seed: int, at_once: int) -> Iterator[NDArray[np.int64]]:
+    """How often each draw took each request, [at_once, R] at a time and fewer at last; equal seeds give equal draws."""
+    rng = np.random.default_rng(seed)
+    for begin in range(0, draws if requests else 0, at_once):
+        size = min(at_once, draws - begin)
+        picked = rng.integers(0, requests, size=(size, requests))
+        picked += requests * np.arange(size)[:, None]
+        yield np.bincount(picked.ravel(), minlength=size * requests).reshape(size, requests)
 
 
 def _pivots(shift: F64, mass: F64, square: F64, cross: F64, mass2: F64) -> F64:

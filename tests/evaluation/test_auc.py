@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from hap.errors import DataError
-from hap.evaluation.auc import auc, by_request, gauc, global_auc, rank, request_aucs
+from hap.evaluation.auc import auc, by_request, by_score, gauc, global_auc, rank, request_aucs, together
 from hap.params import KINDS, NEGATIVES
 
 COARSE = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1.0])  # few values, so that ties are the rule
@@ -134,6 +134,16 @@ def test_a_slice_of_the_positives_is_what_the_requests_without_the_others_give(r
     for name in NEGATIVES:
         np.testing.assert_array_equal(found[name].auc, expected[name].auc)
         np.testing.assert_array_equal(found[name].weight, expected[name].weight)
+
+
+@given(st.lists(ROWS, max_size=6))
+def test_all_kinds_together_are_one_group_of_the_same_sort(requests):
+    scores, kind, offsets = flat(requests)
+    order = by_score(scores)
+    expected = by_request(rank(scores, np.minimum(kind, 1), offsets, ("all",)))["all"]
+    found = by_request(together(rank(scores, kind, offsets, order=order), "all"))["all"]
+    np.testing.assert_array_equal(found.auc, expected.auc)
+    np.testing.assert_array_equal(found.weight, expected.weight)
 
 
 def test_groups_other_than_kinds_split_a_kind_by_bucket():

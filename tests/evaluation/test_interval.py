@@ -4,28 +4,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hap.evaluation import interval as module
-from hap.evaluation.interval import paired_interval, resample
+from hap.evaluation.interval import draw_counts, paired_interval, resample
 
 
-def slow_pivots(value, weight, draws, seed):
-    """The bootstrap written as a loop, one request at a time."""
+def slow_draws(value, weight, draws, seed):
+    """The bootstrap written as a loop, one request at a time: sorted pivots, and the drawn means."""
     n = len(value)
     point = sum(w * x for w, x in zip(weight, value, strict=True)) / sum(weight)
-    rng, pivots = np.random.default_rng(seed), []
+    rng, pivots, means = np.random.default_rng(seed), [], []
     for _ in range(draws):
         chosen = rng.integers(0, n, size=(1, n))[0]
         mass = sum(weight[i] for i in chosen)
         mean = sum(weight[i] * value[i] for i in chosen) / mass
         error = sum((weight[i] * (value[i] - mean)) ** 2 for i in chosen) ** 0.5 / mass
         pivots.append((mean - point) / error)
-    return sorted(pivots)
+        means.append(mean)
+    return sorted(pivots), means
 
 
 def test_draws_agree_with_a_loop():
     rng = np.random.default_rng(1)
     value, weight = rng.normal(0, 0.2, 30), rng.integers(1, 4, 30).astype(float)
     measured = resample(value[:, None], weight[:, None], 50, 7)[0]
-    np.testing.assert_allclose(measured.pivots, slow_pivots(value, weight, 50, 7), atol=1e-10)
+    pivots, means = slow_draws(value, weight, 50, 7)
+    np.testing.assert_allclose(measured.pivots, pivots, atol=1e-10)
+    np.testing.assert_allclose(measured.drawn, means, atol=1e-12)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -35,6 +38,7 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 40 * 7)
     for a, b in zip(whole, resample(value, weight, 200, 3), strict=True):
         np.testing.assert_allclose(a.pivots, b.pivots, atol=1e-12)
+        np.testing.assert_allclose(a.drawn, b.drawn, atol=1e-12)
 
 
 def test_equal_seeds_give_equal_bounds_and_other_seeds_do_not():
@@ -51,6 +55,19 @@ def test_requests_without_weight_are_not_read():
     measured = resample(value[:, None], weight[:, None], 500, 1)[0]
     assert measured.requests == 50 and measured.point == pytest.approx(value[1::2].mean())
     assert measured.lower(0.05) < measured.point < measured.upper(0.05)
+
+
+def test_a_draw_without_any_weight_has_no_mean():
+    measured = resample([[0.3], [0.5], [0.7]], [[0.0], [1.0], [1.0]], 200, 1)[0]
+    none = np.isnan(measured.drawn)
+    assert none.any() and set(np.round(measured.drawn[~none], 3)) >= {0.5, 0.6, 0.7}
+
+
+def test_counts_are_those_of_the_draws_however_many_come_at_once():
+    whole = next(draw_counts(7, 20, 3, 20))
+    assert whole.shape == (20, 7) and (whole.sum(axis=1) == 7).all()
+    np.testing.assert_array_equal(np.concatenate(list(draw_counts(7, 20, 3, 6))), whole)
+    assert list(draw_counts(0, 20, 3, 6)) == []
 
 
 def test_equal_models_have_an_interval_of_no_width():
