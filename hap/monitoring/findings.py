@@ -1,0 +1,42 @@
+"""What watching comes to: findings, each with its cause, how bad it is, the figure, and what to do about it.
+
+Every watcher returns findings; the page ranks them, alerts group them by cause, and the runbook has a line for each kind.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["page", "ticket", "info"]
+SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "info")  # the worst first: wake someone, tell someone, write it down
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, or worth knowing."""
+
+    cause: str  # KIND:SUBJECT, such as input:cand_price; findings of one cause on many days are one incident
+    severity: Severity
+    said: str  # one sentence, with the figure
+    value: float | None = None  # what was measured, in units of `limit`
+    limit: float | None = None  # from where on it is a finding
+    do: str = ""  # the command that comes next
+
+    @property
+    def kind(self) -> str:
+        """What the runbook has a line for."""
+        return self.cause.partition(":")[0]
+
+    @property
+    def excess(self) -> float:
+        """How far beyond its limit, 1 at it; 1 where that cannot be said."""
+        return self.value / self.limit if self.value is not None and self.limit else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with the kind."""
+        return {**asdict(self), "kind": self.kind}
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first: by severity, then by how far beyond the limit."""
+    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), -one.excess, one.cause))
