@@ -91,14 +91,14 @@ def made_up_request(params: Params, candidates: int, seed: int) -> RequestTensor
     )  # fmt: skip
 
 
-def make_bundle(params: Params, into: Path) -> Bundle:
-    """Both models with random weights, exported and checked as a retrain does."""
+def make_bundle(params: Params, into: Path, seed: int = 1) -> Bundle:
+    """Both models with random weights, exported and checked as a retrain does; another seed is another version."""
     import torch
 
     from hap.models.build import build_model
     from hap.serving.export import export
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     models = {name: build_model(name, params).eval() for name in ("light", "expressive")}
     return export(models, params, [made_up_request(params, 300, seed) for seed in range(4)], into, {"window": []})
 
@@ -182,12 +182,12 @@ async def _answered(url: str, model: str, requests: list[RequestTensors], k: int
         return answered / (time.perf_counter() - begun)
 
 
-def inputs_of(request: RequestTensors, k: int) -> list[Any]:
-    """The request as tritonclient's inputs."""
+def inputs_of(request: RequestTensors, k: int | None) -> list[Any]:
+    """The request as tritonclient's inputs; None leaves K to the route."""
     from tritonclient.grpc import InferInput
 
     inputs = []
-    for name, array in {**request.arrays(), "k": np.array([k], np.int64)}.items():
+    for name, array in {**request.arrays(), **({} if k is None else {"k": np.array([k], np.int64)})}.items():
         entry = InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
         entry.set_data_from_numpy(array)
         inputs.append(entry)
