@@ -1,4 +1,4 @@
-"""Words about versions and what serves: models, promote, rollback, freeze, unfreeze, ledger, restore."""
+"""Words about versions and what serves: models, promote, rollback, freeze, unfreeze, ledger, restore, gc."""
 
 import datetime as dt
 from pathlib import Path
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(unfreeze)
     app.command()(ledger)
     app.command()(restore)
+    app.command()(gc)
 
 
 def models(root: Root = None, json: Json = False) -> None:
@@ -44,7 +45,7 @@ def models(root: Root = None, json: Json = False) -> None:
             v.label,
             v.day,
             v.verdict,
-            "champion" if v.number == champion else "challenger" if v.challenger else "",
+            "champion" if v.number == champion else "challenger" if v.challenger else f"freed {v.freed[:10]}" if v.freed else "",
             f"{v.created:%Y-%m-%d %H:%M}",
             v.bundle_digest[:12],
         ]
@@ -213,6 +214,20 @@ def restore(
         return
     bring_back(ws, ws.params(), version, into)
     typer.echo(f"v{version} lies in {into.resolve()}: samples, models, bundle, run.yaml as they were")
+
+
+def gc(root: Root = None, dry_run: DryRun = False, json: Json = False) -> None:
+    """Free the files of versions that nobody needs: served files, bundles, DVC data, scratch; `keep` in params.yaml says what stays.
+
+    Example: hapctl gc --dry-run
+    """
+    from flows.free import free
+    from hap.registry.ledger import default_actor
+
+    ws = find_workspace(root)
+    with _server(ws) as server:
+        freed = free(ws, ws.params(), server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC), dry_run=dry_run)
+    answer(freed.as_json(), str(freed), json)
 
 
 def _server(ws: Workspace) -> Any:

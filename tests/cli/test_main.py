@@ -18,7 +18,7 @@ HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
 WORDS = {
     *("init", "simulate", "import", "collect", "show"),
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
-    *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore"),
+    *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
     *("serve", "stop", "score"),
     *("drift", "status", "doctor"),
 }
@@ -56,10 +56,10 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe"):
+    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe", "gc"):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "freeze", "unfreeze", "restore", "serve", "stop", "schedule"):  # fmt: skip
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
         assert "--root" in options[name], name

@@ -8,6 +8,7 @@ import pytest
 from hap.errors import ServingError
 from hap.registry import promotion, switch, versions
 from hap.registry.ledger import Ledger
+from hap.registry.local import bundle_folder
 from hap.serving import repository
 from hap.workspace import Workspace
 from tests.registry.file_triton import FileTriton
@@ -18,7 +19,7 @@ class Killed(BaseException):
 
 
 def spoil_graph(ws: Workspace) -> None:
-    (promotion.bundle_folder(ws, 2) / "light.onnx").write_bytes(b"not a graph")
+    (bundle_folder(ws, 2) / "light.onnx").write_bytes(b"not a graph")
 
 
 def refuse_load(server: FileTriton, version: int, model: str) -> None:

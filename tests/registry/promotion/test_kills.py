@@ -29,6 +29,7 @@ def light_registry(ws: Workspace, params: Params, registry: Path, monkeypatch: p
         return into
 
     monkeypatch.setattr(versions, "get", lambda ws, params, version: known[version])
+    monkeypatch.setattr(versions, "stored_bundle", lambda ws, params, version: {"bundle": 2**20})
     monkeypatch.setattr(versions, "fetch_bundle", fetch)
     monkeypatch.setattr(versions, "set_alias", lambda ws, params, alias, version: aliases.write_text(str(version)))
     monkeypatch.setattr(versions, "get_alias", lambda ws, params, alias: int(aliases.read_text()) if aliases.exists() else None)
