@@ -20,7 +20,7 @@ from tests.registry.file_triton import FileTriton
 from tests.registry.promotion.conftest import story
 from tests.serving.handmade import make_bundle
 
-NEEDS = r"needs [\d.]+ MiB on the disk of .*, and [\d.]+ MiB is free; nothing was changed: .*hapctl gc"
+NEEDS = r"needs [\d.,]+ MiB on the disk of .*, and [\d.,]+ MiB is free; nothing was changed: .*hapctl gc"
 
 
 def test_a_promotion_that_does_not_fit_is_refused_before_its_first_row(ws, ledger, promote, monkeypatch) -> None:
