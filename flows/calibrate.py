@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from flows import steps
+from flows.scratch import MADE_OF, calibration_folder
 from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
@@ -82,10 +83,11 @@ def _scores(ws: Workspace, params: Params, files: list[Path], manifests: list[st
     """Each member's scores on the judging days, of models trained with the params' own seed, or as they were kept."""
     described = [params.model_dump(mode="json"), manifests, package_digest()]
     key = hashlib.sha256(orjson.dumps(described, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-    kept = ws.state / "calibrate" / key
+    kept = calibration_folder(ws) / key
     if not (kept / "scores.npz").exists():
         with durable.new_directory(kept) as building:
             _train(params, files, pools, building)
+            durable.write_json(building / MADE_OF, {"manifests": manifests, "hap_digest": package_digest()})
     with np.load(kept / "scores.npz") as stored:
         return {member: np.asarray(stored[member], np.float64) for member in MEMBERS}
 

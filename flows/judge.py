@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.page import write_page
+from flows.scratch import gate_copy
 from flows.talk import current
 from flows.whole import describe_whole, recall_of
 from hap.errors import HapError, NotFound
@@ -212,7 +213,7 @@ def opponent_of(ws: Workspace, params: Params, version: int) -> int | None:
 
 def bundle_of(ws: Workspace, params: Params, version: int) -> Bundle:
     """A version's bundle, fetched from the registry into the workspace's scratch once."""
-    kept = ws.state / "bundles" / f"v{version}"
+    kept = gate_copy(ws, version)
     try:
         return read_bundle(kept)
     except HapError:  # absent, or damaged: the registry's copy is the true one

@@ -47,10 +47,25 @@ def dvc(ws: Workspace, *words: str, name: str, timeout_s: float = 24 * 3600) -> 
     Raises:
         HapError: the command failed or ran past `timeout_s`; the message is the stage's own error line.
     """
+    run_module(ws, "dvc", *words, name=name, timeout_s=timeout_s)
+
+
+def run_module(ws: Workspace, module: str, *words: str, name: str, timeout_s: float = 24 * 3600) -> list[str]:
+    """Run a Python module in the workspace, in a session of its own, and return the lines it printed.
+
+    Raises:
+        HapError: as `dvc`.
+    """
     environment = {**os.environ, **QUIET, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    command = [sys.executable, "-P", "-m", "dvc", *words]
     process = subprocess.Popen(
-        command, cwd=ws.root, env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-P", "-m", module, *words],
+        cwd=ws.root,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     lines: list[str] = []
     with _written_down(ws, process):
@@ -59,7 +74,7 @@ def dvc(ws: Workspace, *words: str, name: str, timeout_s: float = 24 * 3600) -> 
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise HapError(f"dvc {words[0]} ran longer than {timeout_s:.0f} s and was stopped") from None
+            raise HapError(f"{module} {words[0]} ran longer than {timeout_s:.0f} s and was stopped") from None
         finally:
             if process.poll() is None:
                 _end_group(process.pid)
@@ -68,7 +83,8 @@ def dvc(ws: Workspace, *words: str, name: str, timeout_s: float = 24 * 3600) -> 
             if process.stdout is not None and not reader.is_alive():
                 process.stdout.close()
     if process.returncode:
-        raise _failure(words, lines)
+        raise _failure(" ".join(("dvc", *words)) if module == "dvc" else module, lines)
+    return lines
 
 
 def repro(ws: Workspace, stage: str, name: str) -> None:
@@ -136,14 +152,14 @@ def _listen(process: "subprocess.Popen[str]", name: str, lines: list[str]) -> No
             lines.append(line.rstrip())
 
 
-def _failure(words: tuple[str, ...], lines: list[str]) -> HapError:
+def _failure(command: str, lines: list[str]) -> HapError:
     text = "\n".join(lines)
     if "Unable to acquire lock" in text or ("rwlock" in text and "is busy" in text):
-        return _DvcBusy(f"dvc {words[0]}: the workspace's DVC lock stays taken; is another dvc running in it?")
+        return _DvcBusy(f"{command}: the workspace's DVC lock stays taken; is another dvc running in it?")
     # A stage says `error: ...` in words for a person; a crash ends with its traceback's last line; DVC's summary follows.
     said = [line for line in lines if line.startswith("error: ")]
     last = [line for line in lines if line.strip() and not line.startswith(("ERROR: ", "Running stage", "> ", " "))]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     if said:
         return HapError(said[0].removeprefix("error: "))
-    return HapError(f"dvc {' '.join(words)}: {': '.join([*errors[:1], *last[-1:]]) or 'no message'}")
+    return HapError(f"{command}: {': '.join([*errors[:1], *last[-1:]]) or 'no message'}")

@@ -11,10 +11,13 @@ from hap.errors import HapError
 from hap.logs import contract
 from hap.params import Params
 from hap.registry import ledger as journal
+from hap.registry.local import folder_bytes
 from hap.samples import partitions
 from hap.serving import install, runtime
 from hap.serving.client import HapClient
 from hap.workspace import Workspace, describe_holder, find_workspace, holder_file
+
+PLACES = ("logs", "samples", ".dvc", "remote", "registry", "triton", ".hap")  # whose size is told
 
 
 def status_of(ws: Workspace) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def status_of(ws: Workspace) -> dict[str, Any]:
         read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
     ]
     champion, collected = journal.served(rows), partitions.collected_days(ws)
-    holder = holder_file(ws)
+    holder, frozen = holder_file(ws), journal.freeze_in_force(rows)
     try:
         logged = contract.logged_days(ws.logs(params))
     except HapError:
@@ -51,7 +54,9 @@ def status_of(ws: Workspace) -> dict[str, Any]:
         "days_logged": [str(logged[0]), str(logged[-1])] if logged else [],
         "days_collected": [str(collected[0]), str(collected[-1])] if collected else [],
         "due": [str(day) for day in unfinished_days(ws, params, dt.datetime.now(dt.UTC))] if logged else [],
-        "disk_bytes": {name: _bytes(ws.root / name) for name in ("logs", "samples", ".dvc", "remote", "registry", "triton")},
+        "frozen": f"by {frozen.actor}: {frozen.reason}" if frozen else None,
+        "disk_bytes": {name: folder_bytes(ws.root / name) for name in PLACES},
+        "disk_free_bytes": shutil.disk_usage(ws.root).free,
     }
 
 
@@ -60,13 +65,16 @@ def status_text(value: dict[str, Any]) -> str:
     lines = [
         f"workspace   {value['workspace']}",
         f"champion    {value['champion'] or 'none yet; promote one with `hapctl promote --model vN`'}",
+        *([f"frozen      {value['frozen']}; `hapctl unfreeze` allows promotions again"] if value["frozen"] else []),
         f"server      {_server_text(value['server'])}",
         f"running     {value['running'] or 'nothing'}",
         "verdicts    " + ("; ".join(f"{v['version']} ({v['day']}) {v['verdict']}" for v in value["last_verdicts"]) or "none yet"),
         f"logs        {' to '.join(value['days_logged']) or 'none'}",
         f"samples     {' to '.join(value['days_collected']) or 'none'}",
         f"due         {', '.join(value['due']) or 'nothing'}",
-        "disk        " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in value["disk_bytes"].items()),
+        "disk        "
+        + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in value["disk_bytes"].items())
+        + f"; {value['disk_free_bytes'] / 2**30:.1f} GiB free",
     ]
     return "\n".join(lines)
 
@@ -124,8 +132,9 @@ def examine(root: Path | None) -> list[Finding]:
         findings.append(Finding("serving", served == champion, f"{_named(champion)} serves" if served == champion else said))
     elif champion is not None:
         findings.append(Finding("serving", False, f"v{champion} is champion and no server runs; start it with `hapctl serve --detach`"))
-    free = shutil.disk_usage(ws.root).free
-    findings.append(Finding("disk", free > 2**30, f"{free / 2**30:.1f} GiB free"))
+    free, used = shutil.disk_usage(ws.root).free, sum(folder_bytes(ws.root / name) for name in PLACES)
+    said = f"{free / 2**30:.1f} GiB free, the workspace takes {used / 2**30:.1f} GiB"
+    findings.append(Finding("disk", free > 2**30, said if free > 2**30 else f"{said}; `hapctl gc --dry-run` lists what can go"))
     return findings
 
 
@@ -148,7 +157,3 @@ def _served_version(grpc_url: str, params: Params) -> int | None:
 
 def _named(version: int | None) -> str:
     return "no champion" if version is None else f"v{version}"
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -78,12 +78,12 @@ def warm_start(ws: Workspace, params: Params, day: dt.date) -> dict[str, str] | 
 
     They come out of DVC at that version's revision, so a rerun of an old day begins where it began then.
     """
-    days = {version.number: (version.day, version.workspace_rev) for version in versions.list_versions(ws, params)}
-    served = [row.to_version for row in open_ledger(ws, params).rows() if row.state == "served" and row.to_version in days]
-    earlier = [number for number in served if number is not None and (days[number][0] or "") < day.isoformat()]
+    known = {version.number: version for version in versions.list_versions(ws, params)}
+    served = [row.to_version for row in open_ledger(ws, params).rows() if row.state == "served" and row.to_version in known]
+    earlier = [number for number in served if number is not None and (known[number].day or "") < day.isoformat()]
     if not earlier:
         return None
-    revision = days[earlier[-1]][1]
+    revision = versions.get_whole(ws, params, earlier[-1]).workspace_rev
     kept = {}
     with tempfile.TemporaryDirectory(dir=ws.state) as folder:
         for name in MODELS:

@@ -1,4 +1,4 @@
-"""UTC days: parsing, training windows, and when a day's labels have matured."""
+"""UTC days and times: parsing, training windows, and when a day's labels have matured."""
 
 import datetime as dt
 import math
@@ -21,6 +21,19 @@ def parse_day(text: str) -> dt.date:
     if not 1970 <= day.year <= 2200:
         raise UsageError(f"{text} lies outside 1970 to 2200; write the day as YYYY-MM-DD, for example 2026-01-31")
     return day
+
+
+def parse_moment(text: str) -> dt.datetime:
+    """A time in ISO 8601, aware; without an offset it is UTC, and a day alone is its first moment.
+
+    Raises:
+        UsageError: the text is no such time.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{text!r} is not a time; write it as 2026-01-31T14:30 (UTC) or 2026-01-31T14:30+02:00") from None
 
 
 def start_of(day: dt.date) -> dt.datetime:

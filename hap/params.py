@@ -288,7 +288,11 @@ class Drift(Strict):
 
 
 class Keep(Strict):
-    versions: int = Field(default=3, ge=1, description="versions that the served repository keeps files of")
+    """What `hapctl gc` leaves whole, beyond the champion, the version before it, and whatever is loaded or pinned."""
+
+    versions: int = Field(default=3, ge=1, description="of what served last (so deep a rollback goes), and of what was registered last")
+    days: int = Field(default=30, ge=0, description="versions registered in the last so many days")
+    free_remote: bool = Field(default=False, description="free a DVC remote outside of the workspace, too: no other workspace pushes there")
 
 
 class Schedule(Strict):

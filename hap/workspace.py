@@ -220,7 +220,8 @@ def exclusive(ws: Workspace, name: str, doing: str, purpose: str, now: dt.dateti
     except Timeout:
         raise Busy(f"{describe_holder(holder)} {doing}; wait for it to end, then run this again") from None
     try:
-        durable.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()})
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, and `hapctl gc` has to hold it
+            durable.write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": now.isoformat()})
         yield
     finally:
         holder.unlink(missing_ok=True)

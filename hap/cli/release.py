@@ -1,4 +1,4 @@
-"""Words about versions and what serves: models, promote, rollback, ledger, restore."""
+"""Words about versions and what serves: models, promote, rollback, freeze, unfreeze, ledger, restore, gc."""
 
 import datetime as dt
 from pathlib import Path
@@ -22,8 +22,11 @@ def register(app: typer.Typer) -> None:
     app.command()(models)
     app.command()(promote)
     app.command()(rollback)
+    app.command()(freeze)
+    app.command()(unfreeze)
     app.command()(ledger)
     app.command()(restore)
+    app.command()(gc)
 
 
 def models(root: Root = None, json: Json = False) -> None:
@@ -42,7 +45,7 @@ def models(root: Root = None, json: Json = False) -> None:
             v.label,
             v.day,
             v.verdict,
-            "champion" if v.number == champion else "challenger" if v.challenger else "",
+            "champion" if v.number == champion else "challenger" if v.challenger else f"freed {v.freed[:10]}" if v.freed else "",
             f"{v.created:%Y-%m-%d %H:%M}",
             v.bundle_digest[:12],
         ]
@@ -105,19 +108,70 @@ def rollback(root: Root = None, reason: Reason = "", offline: Offline = False, d
     _say(moved, json)
 
 
+def freeze(
+    reason: Annotated[str, typer.Option("--reason", help="Why; whoever tries to promote is told.", show_default=False)],
+    root: Root = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Stop promotions, forced ones too, until `unfreeze`; a rollback stays possible.
+
+    Example: hapctl freeze --reason "holiday sale"
+    """
+    _set_freeze(root, True, reason, dry_run, json)
+
+
+def unfreeze(root: Root = None, reason: Reason = "", dry_run: DryRun = False, json: Json = False) -> None:
+    """Allow promotions again.
+
+    Example: hapctl unfreeze --reason "sale is over"
+    """
+    _set_freeze(root, False, reason, dry_run, json)
+
+
+def _set_freeze(root: Path | None, frozen: bool, reason: str, dry_run: bool, json: bool) -> None:
+    from hap.registry import ledger as journal
+
+    ws = find_workspace(root)
+    book = journal.open_ledger(ws, ws.params())
+    before = journal.freeze_in_force(book.rows())
+    held = f"since {before.at:%Y-%m-%d %H:%M} UTC by {before.actor}: {before.reason}" if before else ""
+    if before is None and not frozen:
+        answer({"frozen": False, "changed": False}, "promotions are not frozen; nothing was changed", json)
+        return
+    text = "promotions are frozen until `hapctl unfreeze`" if frozen else "promotions are allowed again"
+    if dry_run:
+        text = "promotions would be frozen" if frozen else "promotions would be allowed again"
+    else:
+        act = book.freeze if frozen else book.unfreeze
+        act(actor=journal.default_actor(), now=dt.datetime.now(dt.UTC), reason=reason)
+    text += f"; they {'were frozen already' if frozen else 'were frozen'} {held}" if before else ""
+    answer({"frozen": before is not None if dry_run else frozen, "changed": not dry_run}, text, json)
+
+
 def ledger(
+    at: Annotated[
+        str | None, typer.Option("--at", help="What served at this time: 2026-01-31T14:30, in UTC without an offset.", show_default=False)
+    ] = None,
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Print who promoted what, when and why, oldest first, after checking the chain of hashes.
+    """Print who promoted what, when and why, oldest first, after checking the chain of hashes; or what served at one time.
 
-    Example: hapctl ledger --json
+    Example: hapctl ledger --at 2026-01-31T14:30
     """
-    from hap.registry.ledger import open_ledger
+    from hap.days import parse_moment
+    from hap.registry import ledger as journal
 
+    moment = parse_moment(at) if at else None
     ws = find_workspace(root)
-    book = open_ledger(ws, ws.params())
-    rows, sound = book.rows(), book.verify()
+    book = journal.open_ledger(ws, ws.params())
+    sound = book.verify()
+    rows = book.rows()
+    if moment:
+        then = journal.moment_of(rows, moment)
+        answer(then.as_json(), str(then), json)
+        return
     shown = [
         [
             row.id,
@@ -160,6 +214,20 @@ def restore(
         return
     bring_back(ws, ws.params(), version, into)
     typer.echo(f"v{version} lies in {into.resolve()}: samples, models, bundle, run.yaml as they were")
+
+
+def gc(root: Root = None, dry_run: DryRun = False, json: Json = False) -> None:
+    """Free the files of versions that nobody needs: served files, bundles, DVC data, scratch; `keep` in params.yaml says what stays.
+
+    Example: hapctl gc --dry-run
+    """
+    from flows.free import free
+    from hap.registry.ledger import default_actor
+
+    ws = find_workspace(root)
+    with _server(ws) as server:
+        freed = free(ws, ws.params(), server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC), dry_run=dry_run)
+    answer(freed.as_json(), str(freed), json)
 
 
 def _server(ws: Workspace) -> Any:

@@ -21,41 +21,13 @@ import sqlalchemy as sa
 
 from hap.errors import Busy, HapError, Refused, UsageError
 from hap.params import Params
+from hap.registry.ledger_db import BUSY, TABLE, begin_writing, connected, has_table, parse_url
 from hap.workspace import Workspace
 
 Action = Literal["promote", "rollback", "freeze", "unfreeze"]
 State = Literal["intended", "served", "undone", "pinned", "failed", "noted"]
 MOVES = ("promote", "rollback")
 GENESIS = "0" * 64  # prev_hash of the first row
-
-_METADATA = sa.MetaData()
-_TABLE = sa.Table(
-    "ledger",
-    _METADATA,
-    sa.Column(
-        "id", sa.Integer, primary_key=True, autoincrement=False
-    ),  # last + 1, so that two writers collide instead of forking the chain
-    sa.Column("at", sa.String(40), nullable=False),
-    sa.Column("actor", sa.String(200), nullable=False),
-    sa.Column("action", sa.String(20), nullable=False),
-    sa.Column("state", sa.String(20), nullable=False),
-    sa.Column("from_version", sa.Integer),
-    sa.Column("to_version", sa.Integer),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("forced", sa.Boolean, nullable=False),
-    sa.Column("evidence", sa.Text, nullable=False),
-    sa.Column("prev_hash", sa.String(64), nullable=False),
-    sa.Column("hash", sa.String(64), nullable=False),
-)
-for _change in ("UPDATE", "DELETE"):
-    sa.event.listen(
-        _TABLE,
-        "after_create",
-        sa.DDL(
-            f"CREATE TRIGGER IF NOT EXISTS ledger_no_{_change.lower()} BEFORE {_change} ON ledger "
-            "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        ).execute_if(dialect="sqlite"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,40 +59,35 @@ class Row(Entry):
 
 
 class Ledger:
-    """The ledger at one SQLAlchemy URL; the table is made by the first write.
+    """The ledger at one SQLAlchemy URL, SQLite or PostgreSQL; the table is made by the first write.
 
     Raises (every method):
         HapError: the database cannot be reached or read.
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._url = sa.make_url(url)
-        except sa.exc.ArgumentError:
-            raise HapError(f"ledger.url {url!r} is not a SQLAlchemy URL; write for example sqlite:////srv/hap/ledger.db") from None
+        self._url = parse_url(url)
 
     def append(self, entry: Entry) -> Row:
         """Add one row at the end of the chain and return it; durable when this returns.
 
         Raises:
-            Busy: another process wrote at the same moment, or holds the database for more than 30 s.
+            Busy: another process wrote at the same moment, or holds the database for more than half a minute.
         """
         if (database := self._sqlite_file()) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._engine() as engine, engine.connect() as connection:
-                if engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # one writer from here: the chain's end cannot move under us
-                _METADATA.create_all(connection)
-                last = connection.execute(sa.select(_TABLE.c.id, _TABLE.c.hash).order_by(_TABLE.c.id.desc()).limit(1)).first()
+            with connected(self._url) as connection:
+                begin_writing(connection)
+                last = connection.execute(sa.select(TABLE.c.id, TABLE.c.hash).order_by(TABLE.c.id.desc()).limit(1)).first()
                 number, prev_hash = (last.id + 1, last.hash) if last else (1, GENESIS)
                 values = _columns(entry, number)
-                connection.execute(_TABLE.insert().values(**values, prev_hash=prev_hash, hash=_chain(prev_hash, values)))
+                connection.execute(TABLE.insert().values(**values, prev_hash=prev_hash, hash=_chain(prev_hash, values)))
                 connection.commit()
         except sa.exc.IntegrityError:
             raise Busy("another process wrote to the ledger at the same moment; run this again") from None
         except sa.exc.DBAPIError as error:
-            if "locked" in str(error.orig):
+            if any(word in str(error.orig) for word in BUSY):
                 raise Busy(f"another process holds the ledger at {self._where()}; run this again") from None
             raise self._unreachable(error) from None
         return Row(
@@ -180,16 +147,13 @@ class Ledger:
         if database is not None and not database.exists():
             return []
         try:
-            with self._engine() as engine, engine.connect() as connection:
-                if not sa.inspect(connection).has_table(_TABLE.name):
+            with connected(self._url) as connection:
+                if not has_table(connection):
                     return []
-                stored = connection.execute(sa.select(_TABLE).order_by(_TABLE.c.id))
+                stored = connection.execute(sa.select(TABLE).order_by(TABLE.c.id))
                 return [{str(name): value for name, value in row._mapping.items()} for row in stored]
         except sa.exc.DBAPIError as error:
             raise self._unreachable(error) from None
-
-    def _engine(self) -> "_Engine":
-        return _Engine(self._url)
 
     def _sqlite_file(self) -> Path | None:
         name = self._url.database
@@ -201,28 +165,6 @@ class Ledger:
     def _unreachable(self, error: sa.exc.DBAPIError) -> HapError:
         said = str(error.orig).strip() or type(error.orig).__name__
         return HapError(f"the ledger at {self._where()} cannot be used: {said.splitlines()[0]}; ledger.url in params.yaml names it")
-
-
-class _Engine:
-    """An engine that lives for one use, so that no connection stays open between commands."""
-
-    def __init__(self, url: sa.URL) -> None:
-        sqlite = url.get_backend_name() == "sqlite"
-        self._engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": 30} if sqlite else {})
-        if sqlite:
-            sa.event.listen(self._engine, "connect", _sqlite_settings)
-
-    def __enter__(self) -> sa.Engine:
-        return self._engine
-
-    def __exit__(self, *_: object) -> None:
-        self._engine.dispose()
-
-
-def _sqlite_settings(connection: Any, _record: object) -> None:
-    """BEGIN is ours to send (the driver's own is deferred, so two writers could read one chain's end); a commit is on disk."""
-    connection.isolation_level = None
-    connection.execute("PRAGMA synchronous=FULL")
 
 
 def open_ledger(ws: Workspace, params: Params) -> Ledger:
@@ -285,6 +227,44 @@ def freeze_in_force(rows: Iterable[Row]) -> Row | None:
     return noted[-1] if noted and noted[-1].action == "freeze" else None
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What the ledger says of one time: the row by which a version served then, the rollback's target, and the freeze in force."""
+
+    at: dt.datetime
+    by: Row | None
+    previous: int | None
+    frozen: Row | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Versions as numbers, rows whole; null where nothing served, or nothing was frozen."""
+        return {
+            "at": _iso(self.at),
+            "served": self.by.to_version if self.by else None,
+            "previous": self.previous,
+            "by": self.by.as_json() if self.by else None,
+            "frozen": self.frozen.as_json() if self.frozen else None,
+        }
+
+    def __str__(self) -> str:
+        when = f"at {_minute(self.at)}"
+        if self.by is None:
+            text = f"{when} no version served"
+        else:
+            how = f"{self.by.action} by {self.by.actor}{', forced' if self.by.forced else ''}, row {self.by.id}"
+            how += f": {self.by.reason}" if self.by.reason else ""
+            text = f"{when} v{self.by.to_version} served, since {_minute(self.by.at)} ({how})"
+            text += f"; before it v{self.previous}" if self.previous is not None else ""
+        return text + (f"; promotions were frozen by {self.frozen.actor}: {self.frozen.reason}" if self.frozen else "")
+
+
+def moment_of(rows: Iterable[Row], moment: dt.datetime) -> Moment:
+    """What served at a moment, by the rows written up to it."""
+    then = [row for row in rows if row.at <= moment]
+    moves = [row for row in then if row.state == "served"]
+    return Moment(moment, moves[-1] if moves else None, previous_served(then), freeze_in_force(then))
+
+
 def refuse_if_frozen(rows: Iterable[Row]) -> None:
     """Let a promotion pass only where no freeze is in force.
 
@@ -320,6 +300,10 @@ def _row(values: Mapping[str, Any]) -> Row:
 def _chain(prev_hash: str, said: Mapping[str, Any]) -> str:
     """sha256 over the former hash and the row's columns as JSON with sorted keys."""
     return hashlib.sha256(prev_hash.encode() + orjson.dumps(dict(said), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _minute(at: dt.datetime) -> str:
+    return f"{at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _iso(at: dt.datetime) -> str:

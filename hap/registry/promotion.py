@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from hap.errors import Busy, HapError, NotFound, Refused, ServingError, UsageError
@@ -22,10 +21,12 @@ from hap.params import Params
 from hap.registry import ledger as journal
 from hap.registry import versions
 from hap.registry.ledger import Entry, Ledger, Row, State
+from hap.registry.local import bundle_folder, fetched, local, local_versions, require_room
+from hap.registry.retention import needed_here
 from hap.registry.switch import Server, Switched, answers_as, replay, restore, standing, switch
 from hap.registry.versions import label
 from hap.serving import repository
-from hap.serving.bundle import Bundle, read_bundle
+from hap.serving.bundle import Bundle
 from hap.workspace import Workspace, exclusive
 
 Outcome = Literal["served", "pinned", "unchanged", "planned"]
@@ -88,8 +89,9 @@ def promote(
 
     Raises:
         UsageError: force without a reason.
-        NotFound: no such version.
+        NotFound: no such version, or its bundle was freed.
         Refused: the verdict is not a pass and force is not given, or promotions are frozen.
+        HapError: the disk has no room for its files; what served before serves on, here and in all that follows.
         Busy: another promotion runs.
         ServingError: no server is ready, or it refused the version; what served before serves on.
         DataError: the version's files are damaged or its answers are wrong; what served before serves on.
@@ -97,9 +99,9 @@ def promote(
     if force and not reason.strip():
         raise UsageError("--force needs --reason TEXT: the ledger keeps why a version serves without a passing verdict")
     desk = _Desk(ws, params, journal.open_ledger(ws, params), server, actor, _clock(now))
-    with _exclusive(ws, f"promote {label(version)}", now):
+    with promotion_lock(ws, f"promote {label(version)}", now):
         notes = [] if dry_run else _repair(desk, fetch=True)
-        known = versions.get(ws, params, version)
+        known = versions.get_whole(ws, params, version)
         rows = desk.ledger.rows()
         waiting, current = journal.pinned_for_next_start(rows), journal.served(rows)
         still_to_switch = waiting is not None and not offline and desk.live is not None
@@ -109,12 +111,14 @@ def promote(
         journal.refuse_if_frozen(rows)
         word, forced = _allowed(ws, version, current, force)
         _need_server(desk, offline)
+        stored_bytes = 0 if bundle_folder(ws, version).is_dir() else sum(versions.stored_bundle(ws, params, known).values())
+        require_room(ws, version, stored_bytes, f"promote of {label(version)}")
         planned = Promotion(action="promote", outcome="planned", version=version, previous=current, forced=forced, reason=reason)
         if dry_run:
             return planned
         evidence = {"verdict": word, "bundle_digest": known.bundle_digest, "workspace_rev": known.workspace_rev}
         entry = desk.entry("promote", current, version, reason, forced, evidence)
-        switched = _move(desk, entry, lambda: _fetched(ws, params, version, known.bundle_digest), offline)
+        switched = _move(desk, entry, lambda: fetched(ws, params, version, known.bundle_digest), offline)
         if switched is not None:
             notes += [*_tidy(desk), *_follow_alias(ws, params, version)]
     return dataclasses.replace(planned, outcome="served" if switched else "pinned", switched=switched, notes=tuple(notes))
@@ -137,12 +141,13 @@ def rollback(
     not stop it.
 
     Raises:
-        NotFound: nothing served before.
+        NotFound: nothing served before, or its bundle is not on this host.
+        HapError: the disk has no room for its files.
         Busy: another promotion runs.
         ServingError, DataError: as `promote`.
     """
     desk = _Desk(ws, params, journal.open_ledger(ws, params), server, actor, _clock(now))
-    with _exclusive(ws, "rollback", now):
+    with promotion_lock(ws, "rollback", now):
         notes = [] if dry_run else _repair(desk, fetch=False)
         rows = desk.ledger.rows()
         waiting, current = journal.pinned_for_next_start(rows), journal.served(rows)
@@ -151,11 +156,13 @@ def rollback(
             seen = f"only {label(current)} has served" if current is not None else "no version has served yet"
             raise NotFound(f"nothing to roll back to: {seen}; promote a version with `hapctl promote --model vN`, see `hapctl models`")
         _need_server(desk, offline)
+        local(ws, target)
+        require_room(ws, target, 0, f"rollback to {label(target)}")
         planned = Promotion(action="rollback", outcome="planned", version=target, previous=leaving, reason=reason)
         if dry_run:
             return planned
         entry = desk.entry("rollback", leaving, target, reason, False, {})
-        switched = _move(desk, entry, lambda: _local(ws, target), offline)
+        switched = _move(desk, entry, lambda: local(ws, target), offline)
         if switched is not None:
             notes += [*_tidy(desk), "MLflow's alias champion follows with the next promotion or repair"]
     return dataclasses.replace(planned, outcome="served" if switched else "pinned", switched=switched, notes=tuple(notes))
@@ -177,7 +184,7 @@ def repair(
     """
     desk = _Desk(ws, params, journal.open_ledger(ws, params), server, actor, _clock(now))
     try:
-        with _exclusive(ws, "repair", now):
+        with promotion_lock(ws, "repair", now):
             notes = _repair(desk, fetch=alias)
             truth = desk.ledger.served()
             return notes + (_follow_alias(ws, params, truth) if alias and truth is not None else [])
@@ -185,9 +192,9 @@ def repair(
         return [str(busy)]
 
 
-def bundle_folder(ws: Workspace, version: int) -> Path:
-    """The local copy of a promoted version's bundle; rollback and replay work from it when MLflow is away."""
-    return ws.registry / "bundles" / label(version)
+def promotion_lock(ws: Workspace, purpose: str, now: dt.datetime) -> contextlib.AbstractContextManager[None]:
+    """Hold the workspace's promotions alone. Raises Busy: a promotion, rollback, repair or gc runs; the message says whose."""
+    return exclusive(ws, "promotion", "is changing what serves", purpose, now)
 
 
 @dataclass(frozen=True)
@@ -264,14 +271,22 @@ def _undo(desk: _Desk, entry: Entry, why: str) -> str:
     try:
         restore(desk.live, desk.ws.triton, truth, [journal.previous_served(rows)])
     except (HapError, OSError) as error:
-        desk.outcome(entry, "failed", f"{why}; restoring failed, too: {error}")
-        return f"and restoring failed, too: {error}"
-    desk.outcome(entry, "undone", why)
+        return f"and restoring failed, too: {error}" + _written(desk, entry, "failed", f"{why}; restoring failed, too: {error}")
+    still += _written(desk, entry, "undone", why)
     if entry.to_version is not None and entry.to_version not in journal.served_stack(rows):
         with contextlib.suppress(HapError):  # its files may be the fault: the next try fetches and renders them anew
             repository.remove(desk.ws.triton, entry.to_version)
             shutil.rmtree(bundle_folder(desk.ws, entry.to_version), ignore_errors=True)
     return still
+
+
+def _written(desk: _Desk, entry: Entry, state: State, why: str) -> str:
+    """Append what a failed move came to; where even that fails, as on a full disk, say who will."""
+    try:
+        desk.outcome(entry, state, why)
+    except HapError as error:
+        return f", but the ledger could not be told ({error}): the next command settles it"
+    return ""
 
 
 def _repair(desk: _Desk, fetch: bool) -> list[str]:
@@ -292,7 +307,7 @@ def _repair(desk: _Desk, fetch: bool) -> list[str]:
         return []
     for version in {wanted, truth} - {None, *repository.rendered(repo)}:
         assert version is not None
-        repository.render(_fetched(desk.ws, desk.params, version) if fetch else _local(desk.ws, version), version, repo)
+        repository.render(fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version), version, repo)
     if waiting is not None:
         repository.pin(repo, wanted, standing(repo, truth, wanted))
     else:
@@ -305,7 +320,7 @@ def _settle(desk: _Desk, row: Row, what: str) -> str:
     target = row.to_version
     if target is not None and desk.live is not None and repository.pinned(desk.ws.triton) == target and answers_as(desk.live, target):
         try:
-            requests, largest = replay(desk.live, _local(desk.ws, target), target, desk.params.gate.max_parity)
+            requests, largest = replay(desk.live, local(desk.ws, target), target, desk.params.gate.max_parity)
         except HapError as error:
             return f"{what}, but {error}: undone, {_undo(desk, row, f'{what}, but {error}')}"
         desk.outcome(row, "served", settled_by=desk.actor, replay={"requests": requests, "max_abs_diff": largest})
@@ -345,33 +360,12 @@ def _need_server(desk: _Desk, offline: bool) -> None:
         )
 
 
-def _fetched(ws: Workspace, params: Params, version: int, digest: str | None = None) -> Bundle:
-    """The local copy of a bundle, fetched from MLflow where it is absent, damaged or not the one that was registered."""
-    folder = bundle_folder(ws, version)
-    with contextlib.suppress(HapError):
-        bundle = read_bundle(folder)
-        if digest in (None, bundle.digest):
-            return bundle
-    return read_bundle(versions.fetch_bundle(ws, params, version, folder))
-
-
-def _local(ws: Workspace, version: int) -> Bundle:
-    """The local copy of a bundle, without MLflow.
-
-    Raises:
-        NotFound, DataError: it is absent or damaged; `hapctl promote` fetches it.
-    """
-    return read_bundle(bundle_folder(ws, version))
-
-
 def _tidy(desk: _Desk) -> list[str]:
-    """Take away the rendered versions and bundles beyond `keep.versions`, never a loaded one or what a rollback needs."""
-    rows, repo = desk.ledger.rows(), desk.ws.triton
-    latest = list(dict.fromkeys(row.to_version for row in reversed(rows) if row.state == "served"))[: desk.params.keep.versions]
-    kept = {journal.served(rows), journal.previous_served(rows), *latest, *repository.loaded(repo)}
-    local = [versions.parse_version(entry.name) for entry in (desk.ws.registry / "bundles").glob("v*")]
+    """Take away the rendered versions and bundles that no rollback needs; an old version's bundle is still in MLflow."""
+    repo = desk.ws.triton
     try:
-        for version in sorted({*repository.rendered(repo), *local} - kept):
+        kept = needed_here(desk.ledger.rows(), desk.params.keep, repo)
+        for version in sorted({*repository.rendered(repo), *local_versions(desk.ws)} - set(kept)):
             repository.remove(repo, version)
             shutil.rmtree(bundle_folder(desk.ws, version), ignore_errors=True)
     except (HapError, OSError) as error:  # the promotion stands; what is left over is for the next one
@@ -394,8 +388,3 @@ def _clock(now: dt.datetime) -> Callable[[], dt.datetime]:
     """`now`, going on: the rows of one command carry the times at which they were written."""
     started = time.monotonic()
     return lambda: now + dt.timedelta(seconds=time.monotonic() - started)
-
-
-def _exclusive(ws: Workspace, purpose: str, now: dt.datetime) -> contextlib.AbstractContextManager[None]:
-    """Hold the workspace's promotions alone. Raises Busy: another promotion, rollback or repair runs; the message says whose."""
-    return exclusive(ws, "promotion", "is changing what serves", purpose, now)

@@ -33,7 +33,7 @@ def restore(ws: Workspace, params: Params, version: int, into: Path) -> Restored
 
     Raises:
         UsageError: the folder holds something, or lies in the workspace.
-        NotFound: no such version, or it carries no revision.
+        NotFound: no such version, it carries no revision, or it was freed.
         DataError: the bundle that came back is not the one that was registered.
         HapError: git or dvc failed; the message repeats its last line.
     """
@@ -42,7 +42,7 @@ def restore(ws: Workspace, params: Params, version: int, into: Path) -> Restored
         raise UsageError(f"{into} and the workspace {ws.root} contain one another; give a folder elsewhere: restore never works in place")
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise UsageError(f"{into} is not an empty folder; give another one to --into")
-    wanted = versions.get(ws, params, version)
+    wanted = versions.get_whole(ws, params, version)
     if not wanted.workspace_rev:
         raise NotFound(f"{label(version)} carries no workspace revision, so there is nothing to restore it from")
     with durable.new_directory(into) as building:

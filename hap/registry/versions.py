@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "hap"
+FREED = "freed"  # tag: when `hapctl gc` took the bundle; set before anything goes
 PAGE = "page"  # folder of the version's page among its run's artifacts
 ALIASES = ("champion", "challenger")
 
 
 @dataclass(frozen=True)
 class Version:
-    """One registered bundle. `day` judged it, `window` trained it, `verdict` is the gate's word or None before it spoke."""
+    """One registered bundle. `day` judged it, `window` trained it, `verdict` is the gate's word or None before it spoke.
+
+    `freed` is the UTC time in ISO 8601 at which `hapctl gc` freed its bundle and data; None while they are whole.
+    """
 
     number: int
     day: str | None
@@ -46,6 +50,7 @@ class Version:
     run_id: str
     champion: bool
     challenger: bool
+    freed: str | None = None
 
     @property
     def label(self) -> str:
@@ -82,7 +87,7 @@ def register(
     code_rev: str,
     run_id: str | None = None,
 ) -> int:
-    """Make the bundle a version and return its number; a bundle that is one already keeps its number.
+    """Make the bundle a version and return its number; a bundle that is one already keeps its number, and is whole again if it was freed.
 
     Args:
         day: the day that judges the version.
@@ -96,6 +101,11 @@ def register(
     digest = sealed.digest
     with connect(ws, params) as client:
         if known := next((v for v in _all(client) if v.tags.get("bundle_digest") == digest), None):
+            if FREED in known.tags:  # made again, byte for byte: it is whole once its bundle is back
+                client.log_artifacts(str(known.run_id), str(bundle), BUNDLE)
+                for name, value in (("workspace_rev", workspace_rev), ("code_rev", code_rev)):
+                    client.set_model_version_tag(MODEL, known.version, name, value)
+                client.delete_model_version_tag(MODEL, known.version, FREED)
             return int(known.version)
     run_id = run_id or log_training(ws, params, f"retrain {day}", {}, {}, {BUNDLE: bundle})
     tags = {"bundle_digest": digest, "day": day.isoformat(), "workspace_rev": workspace_rev, "code_rev": code_rev}
@@ -135,15 +145,64 @@ def get(ws: Workspace, params: Params, version: int) -> Version:
     raise NotFound(f"{label(version)} is not registered; registered: {listed}; see `hapctl models`")
 
 
+def get_whole(ws: Workspace, params: Params, version: int) -> Version:
+    """One version that still has its bundle and data.
+
+    Raises:
+        NotFound: no such version, or `hapctl gc` freed it.
+        HapError: MLflow cannot be reached.
+    """
+    found = get(ws, params, version)
+    if found.freed:
+        raise NotFound(
+            f"the bundle and data of {found.label} were freed by `hapctl gc` on {found.freed[:10]}; "
+            f"see `hapctl models` for those that are whole, or `hapctl retrain --day {found.day}` makes the day's models again"
+        )
+    return found
+
+
+def stored_bundle(ws: Workspace, params: Params, version: Version) -> dict[str, int]:
+    """The bundle's files in the artifact store with their bytes; empty where there is none.
+
+    Raises:
+        HapError: MLflow or its artifact store cannot be reached.
+    """
+    with connect(ws, params) as client:
+        return {entry.path: int(entry.file_size or 0) for entry in client.list_artifacts(version.run_id, BUNDLE)}
+
+
+def free_bundle(ws: Workspace, params: Params, version: Version) -> None:
+    """Delete a version's bundle from the artifact store; the version, its verdict, page and metrics stay. `mark_freed` comes first.
+
+    Raises:
+        HapError: MLflow or its artifact store cannot be reached, or refuses.
+    """
+    with connect(ws, params) as client:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        # The client has no word for deleting artifacts; its stores have.
+        get_artifact_repository(client.get_run(version.run_id).info.artifact_uri, tracking_uri(ws, params)).delete_artifacts(BUNDLE)
+
+
+def mark_freed(ws: Workspace, params: Params, version: int, at: dt.datetime) -> None:
+    """Say of a version that its bundle and data are gone, or about to be.
+
+    Raises:
+        HapError: MLflow cannot be reached.
+    """
+    with connect(ws, params) as client:
+        client.set_model_version_tag(MODEL, str(version), FREED, at.astimezone(dt.UTC).isoformat(timespec="seconds"))
+
+
 def fetch_bundle(ws: Workspace, params: Params, version: int, into: Path) -> Path:
     """Copy the bundle of a version from the artifact store to the folder `into`, whole or not at all, and return it.
 
     Raises:
-        NotFound: no such version.
+        NotFound: no such version, or its bundle was freed.
         DataError: what the store holds is not the bundle that was registered.
         HapError: MLflow or its artifact store cannot be reached.
     """
-    wanted = get(ws, params, version)
+    wanted = get_whole(ws, params, version)
     with durable.new_directory(into) as building, connect(ws, params) as client:
         from mlflow.artifacts import download_artifacts
 
@@ -290,4 +349,5 @@ def _version(entry: "ModelVersion", champion: int | None, challenger: int | None
         run_id=str(entry.run_id),
         champion=number == champion,
         challenger=number == challenger,
+        freed=tags.get(FREED),
     )

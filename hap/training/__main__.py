@@ -5,7 +5,6 @@ caller's progress bar. Many processes: `train.processes` on one machine, or torc
     torchrun --nproc-per-node 2 --max-restarts 3 -m hap.training train light
 """
 
-import hashlib
 import os
 import resource
 import subprocess
@@ -76,15 +75,13 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
     from hap.training.feed import window_files
     from hap.training.loop import Place, Progress, pick_device, train
     from hap.training.ranks import open_ranks
-    from hap.training.run import teacher_folder, warm_weights
+    from hap.training.run import checkpoint_folder, checkpoint_key, teacher_folder, warm_weights
 
     def report(progress: Progress) -> None:
         if ranks.leads:
             print("hap:progress " + orjson.dumps(asdict(progress)).decode(), flush=True)
 
-    # The same window, samples, parameters and code: the digest of what the stage depends on.
-    key = hashlib.sha256(ws.window_file.read_bytes() + ws.run_file.read_bytes() + name.encode()).hexdigest()
-    place = Place(ws.state / "checkpoints" / name, key)
+    place = Place(checkpoint_folder(ws, name), checkpoint_key(ws, name))
     begun, resumed = time.perf_counter(), place.folder.exists()
     with open_ranks(pick_device(run.params.train.device)) as ranks:
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None

@@ -47,6 +47,17 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
     return None
 
 
+def checkpoint_keys(folder: Path) -> dict[Path, str | None]:
+    """The key of every finished checkpoint; None of one that cannot be read."""
+    found: dict[Path, str | None] = {}
+    for path in _steps(folder):
+        try:
+            found[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("key")
+        except (OSError, RuntimeError, EOFError, ValueError):
+            found[path] = None
+    return found
+
+
 def drop_checkpoints(folder: Path) -> None:
     """Take all of them away: the training is finished."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -66,6 +66,16 @@ def read_run(ws: Workspace) -> Run:
     return Run(raw["day"], tuple(raw["window"]), tuple(raw["judging"]), raw["hap_digest"], params, raw["warm_start"])
 
 
+def checkpoint_key(ws: Workspace, name: str) -> str:
+    """What a checkpoint of the model `name` belongs to: the same window, samples, parameters and code."""
+    return hashlib.sha256(ws.window_file.read_bytes() + ws.run_file.read_bytes() + name.encode()).hexdigest()
+
+
+def checkpoint_folder(ws: Workspace, name: str) -> Path:
+    """Where the checkpoints of the model `name` lie while it is trained."""
+    return ws.state / "checkpoints" / name
+
+
 def teacher_folder(ws: Workspace, run: Run) -> Path:
     """Where the trained expressive model lies, from which the light one of this run learns.
 

@@ -2,43 +2,26 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
 import typer.main
 
-from hap.cli.main import app, main
+from hap.cli.main import app
 from hap.errors import DataError
 from hap.workspace import Workspace, init_workspace
+from tests.cli.conftest import Run
 
 HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
 WORDS = {
     *("init", "simulate", "import", "collect", "show"),
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
-    *("models", "promote", "rollback", "ledger", "restore"),
+    *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
     *("serve", "stop", "score"),
     *("drift", "status", "doctor"),
 }
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def hapctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Type the words; returns exit code, stdout, stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hapctl", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +56,10 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe"):
+    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe", "gc"):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "restore", "serve", "stop", "schedule"):  # fmt: skip
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
         assert "--root" in options[name], name
@@ -93,6 +76,8 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["promote", "--model", "latest"], 2, "write it as v42"),
         (["promote", "--model", "v1", "--force"], 2, "--reason"),
         (["rollback"], 1, "nothing to roll back to"),
+        (["freeze", "--reason", " "], 2, "freeze needs a reason"),
+        (["ledger", "--at", "noon"], 2, "2026-01-31T14:30"),
         (["show", "v3"], 1, "v3 is not registered"),
         (["show", "2026-01-03"], 1, "hapctl collect --day 2026-01-03"),
         (["gate", "run", "--model", "v1"], 1, "v1 is not registered"),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hap.errors import HapError, Refused, UsageError
-from hap.registry.ledger import GENESIS, Entry, Ledger, freeze_in_force, open_move, refuse_if_frozen
+from hap.registry.ledger import GENESIS, Entry, Ledger, freeze_in_force, moment_of, open_move, refuse_if_frozen
 
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
 
@@ -150,3 +150,41 @@ def test_any_sequence_keeps_the_chain_and_the_last_served_row_is_the_truth(tmp_p
     expected = [version for _, state, version in moves if state == "served"]
     assert ledger.served() == (expected[-1] if expected else None)
     assert ledger.previous_served() != ledger.served() or ledger.served() is None
+
+
+def at(hour: int) -> dt.datetime:
+    return dt.datetime(2026, 1, 5, hour, 0, tzinfo=dt.UTC)
+
+
+def test_any_moment_is_answered_with_what_served_then(ledger: Ledger) -> None:
+    for hour, words in enumerate(
+        [
+            {"to_version": 1},
+            {"state": "intended", "from_version": 1, "to_version": 2},
+            {"to_version": 2, "reason": "better on RN", "forced": True},
+            {"action": "freeze", "state": "noted", "reason": "holiday"},
+            {"action": "rollback", "from_version": 2, "to_version": 1},
+        ],
+        start=1,
+    ):
+        ledger.append(Entry(**{"at": at(hour), "actor": "ann", "action": "promote", "state": "served", **words}))
+    rows = ledger.rows()
+    served = [moment_of(rows, at(hour) - dt.timedelta(seconds=1)).as_json()["served"] for hour in range(1, 7)]
+    assert served == [None, 1, 1, 2, 2, 1]
+    assert str(moment_of(rows, at(0))) == "at 2026-01-05 00:00 UTC no version served"
+    assert str(moment_of(rows, at(4))) == (
+        "at 2026-01-05 04:00 UTC v2 served, since 2026-01-05 03:00 UTC (promote by ann, forced, row 3: better on RN); before it v1; "
+        "promotions were frozen by ann: holiday"
+    )
+    assert (moment_of(rows, at(5)).previous, moment_of(rows, at(3)).frozen) == (None, None)
+
+
+def test_another_database_is_refused_by_name_and_without_its_password() -> None:
+    with pytest.raises(UsageError, match=r"'mysql://ann:\*\*\*@host/hap' names mysql; the ledger guards its rows in sqlite and postgresql"):
+        Ledger("mysql://ann:secret@host/hap")
+
+
+def test_postgresql_without_its_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(HapError, match=r"needs psycopg; install it with `pip install 'hap\[postgres\]'`"):
+        Ledger("postgresql://ann@host/hap").rows()

@@ -1,0 +1,118 @@
+"""Where the ledger's rows lie: one table in SQLite or PostgreSQL that only grows, and one writer at a time across processes and hosts."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+
+from hap.errors import HapError, UsageError
+
+WAIT_S = 30  # for another writer, before it is told that the ledger is busy
+BUSY = ("locked", "lock timeout")  # how SQLite and PostgreSQL say that the wait is over
+_POSTGRES = ("postgresql", "postgres")
+_WRITERS = 7_237_409_108  # PostgreSQL's name for our lock: any number that nothing else in the database takes
+
+_METADATA = sa.MetaData()
+TABLE = sa.Table(
+    "ledger",
+    _METADATA,
+    sa.Column(
+        "id", sa.Integer, primary_key=True, autoincrement=False
+    ),  # last + 1, so that two writers collide instead of forking the chain
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("action", sa.String(20), nullable=False),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("from_version", sa.Integer),
+    sa.Column("to_version", sa.Integer),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("forced", sa.Boolean, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("prev_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+_REFUSAL = "the ledger is append-only"
+_GUARDS = {
+    "sqlite": [
+        f"CREATE TRIGGER IF NOT EXISTS ledger_no_{change.lower()} BEFORE {change} ON ledger BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+        for change in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        f"CREATE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{_REFUSAL}'; END $$",
+        "CREATE TRIGGER ledger_no_change BEFORE UPDATE OR DELETE ON ledger FOR EACH ROW EXECUTE FUNCTION ledger_refuses()",
+        "CREATE TRIGGER ledger_no_truncate BEFORE TRUNCATE ON ledger FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuses()",
+    ],
+}
+for _dialect, _statements in _GUARDS.items():
+    for _statement in _statements:
+        sa.event.listen(TABLE, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))
+
+
+def parse_url(text: str) -> sa.URL:
+    """A SQLAlchemy URL of SQLite or PostgreSQL; the latter speaks through psycopg where no driver is named.
+
+    Raises:
+        HapError: the text is no URL.
+        UsageError: it names another database.
+    """
+    try:
+        url = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise HapError(f"ledger.url {text!r} is not a SQLAlchemy URL; write for example sqlite:////srv/hap/ledger.db") from None
+    kind = url.get_backend_name()
+    if kind not in ("sqlite", *_POSTGRES):
+        shown = url.render_as_string(hide_password=True)
+        raise UsageError(f"ledger.url {shown!r} names {kind}; the ledger guards its rows in sqlite and postgresql only")
+    return url.set(drivername="postgresql+psycopg") if url.drivername in _POSTGRES else url
+
+
+@contextlib.contextmanager
+def connected(url: sa.URL) -> Iterator[sa.Connection]:
+    """A connection that lives for one use, so that none stays open between commands.
+
+    Raises:
+        HapError: the database's driver is not installed.
+    """
+    settings: dict[str, Any] = {"connect_args": {"timeout": WAIT_S}} if _is_sqlite(url) else {"isolation_level": "READ COMMITTED"}
+    try:
+        engine = sa.create_engine(url, poolclass=sa.NullPool, **settings)
+    except ModuleNotFoundError as error:
+        shown = url.render_as_string(hide_password=True)
+        raise HapError(f"the ledger at {shown} needs {error.name}; install it with `pip install 'hap[postgres]'`") from None
+    if _is_sqlite(url):
+        sa.event.listen(engine, "connect", _sqlite_settings)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def begin_writing(connection: sa.Connection) -> None:
+    """Be the one writer until the transaction ends, and make the table and its guards where they are absent.
+
+    From here the chain's end cannot move: SQLite locks its file, PostgreSQL an advisory lock that every writer asks for, which
+    covers the table's making, too. READ COMMITTED sees what the writer before has committed, whatever the server's default is.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{WAIT_S}s'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+    _METADATA.create_all(connection)
+
+
+def has_table(connection: sa.Connection) -> bool:
+    """Whether anybody has written yet."""
+    return sa.inspect(connection).has_table(TABLE.name)
+
+
+def _is_sqlite(url: sa.URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _sqlite_settings(connection: Any, _record: object) -> None:
+    """BEGIN is ours to send (the driver's own is deferred, so two writers could read one chain's end); a commit is on disk."""
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous=FULL")
