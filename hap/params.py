@@ -255,6 +255,12 @@ class Gate(Strict):
     max_age_days: int | None = Field(default=7, ge=1, description="from the newest day a version was trained on to the judging day")
 
 
+class Export(Strict):
+    weights: Literal["fp32", "fp16"] = Field(
+        default="fp32", description="how the graphs store their weights: fp16 is half the bytes; they compute in fp32 either way"
+    )
+
+
 class Promotion(Strict):
     auto: bool = Field(default=False, description="whether the flow itself promotes what passed, where a server runs")
 
@@ -333,6 +339,7 @@ class Params(Strict):
     light: Light = Light(size=64)
     expressive: Model = Model(size=96)
     route: Route = Route()
+    export: Export = Export()
     gate: Gate = Gate()
     promotion: Promotion = Promotion()
     ledger: Ledger = Ledger()

@@ -25,6 +25,7 @@ from hap.models.describe import describe_all
 from hap.params import MODELS, Params
 from hap.serving import graphs, trial
 from hap.serving.bundle import Bundle, Golden, read_bundle, seal_bundle, write_golden, write_schema
+from hap.serving.half import rounded, rounding_cost, store_half
 from hap.serving.merge import hard_select, merge, routed_count
 from hap.serving.parity import parity
 from hap.serving.request import TENSORS, RequestTensors
@@ -47,13 +48,15 @@ def export(
     into: Path,
     info: Mapping[str, Any],
     progress: Callable[[str], None] = lambda line: None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle into the folder `into`, whole or not at all.
 
     Args:
-        models: `light` and `expressive`, each with `score_request`.
+        models: `light` and `expressive`, each with `score_request`; for export.weights fp16 rounded already (hap.serving.half).
         requests: real ones, at least one of them with candidates; they become golden requests.
         info: goes into bundle.json beside the digests (window, day, ...).
+        measured: goes into cost.json beside what is measured here.
 
     Raises:
         HapError: a graph does not run, dies at some N, or differs from PyTorch by more than gate.max_parity.
@@ -71,6 +74,7 @@ def export(
             "expressive_all": graphs.expressive_all_graph(cores["expressive"]),
         }
         for name, model in made.items():
+            model = store_half(model) if params.export.weights == "fp16" else model
             durable.write_bytes(folder / f"{name}.onnx", model.SerializeToString(deterministic=True))
         write_schema(folder, params.features, params.route)
         golden = golden_requests(models, params, real)
@@ -91,8 +95,8 @@ def export(
         counts = {name: sum(p.numel() for p in models[name].parameters()) for name in cores}
         dense = {name: dense_parameters(models[name]) for name in cores}
         operations = {one.model: one.cost._asdict() for one in describe_all(params)}
-        measured = {"in_process": cost(session, real), "bytes": sizes, "parameters": counts, "dense_parameters": dense}
-        durable.write_json(folder / "cost.json", {**measured, "operations": operations})
+        found_here = {"in_process": cost(session, real), "bytes": sizes, "parameters": counts, "dense_parameters": dense}
+        durable.write_json(folder / "cost.json", {**found_here, "operations": operations, **(measured or {})})
         seal_bundle(folder, info)
     return read_bundle(into)
 
@@ -268,7 +272,13 @@ def main() -> int:
         info: dict[str, Any] = {"window": list(run.window), "seed": run.params.seed, "hap_digest": run.hap_digest}
         info["expressive_kinds"] = list(run.params.expressive.kinds())
         requests = list(sampled_requests(ws, run, REAL_REQUESTS))
-        export(models, run.params, requests, ws.bundle, info, lambda line: print(line, file=sys.stderr, flush=True))
+        measured: dict[str, Any] = {}
+        if run.params.export.weights == "fp16":
+            halves = rounded(models)
+            heldout = Feed(window_files(ws, run.window), run.params, heldout=True)
+            measured["fp16"] = rounding_cost(models, halves, heldout.pools(), run.params)
+            models = halves
+        export(models, run.params, requests, ws.bundle, info, lambda line: print(line, file=sys.stderr, flush=True), measured)
     except HapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
