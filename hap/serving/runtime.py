@@ -272,7 +272,7 @@ class Canary:
 
     def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
         self.repo = repo
-        self.client = HapClient(grpc_url, deadline_s)
+        self.client = HapClient(grpc_url, deadline_s, retries=0)  # the watch counts misses itself
         self._golden: dict[int, Golden] = {}
         self._seen = False
 
