@@ -85,6 +85,16 @@ class _Client:
             except InferenceServerException as error:
                 raise wire.translated(error, model, self.url, deadline) from None
 
+        try:
+            return await once()
+        except Unavailable as error:
+            unavailable: list[Unavailable] = [error]
+
+        async def again() -> Any:
+            if unavailable:  # the attempt above: setting retries up would cost each call that needs none as much as its tensors do
+                raise unavailable.pop()
+            return await once()
+
         return await tenacity.AsyncRetrying(
             sleep=self._sleep,
             retry=tenacity.retry_if_exception_type(Unavailable),
@@ -93,7 +103,7 @@ class _Client:
             # The jitter keeps the clients of a server that comes back from asking all at once.
             wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S) + tenacity.wait_random(0, _FIRST_WAIT_S),
             reraise=True,
-        )(once)
+        )(again)
 
     async def _is(self, method: str, **arguments: Any) -> bool:
         try:
@@ -202,7 +212,7 @@ class _Client:
         """Tell the server to let go of a region. One that does not answer may hold it still: closing asks again."""
         assert self._regions is not None
         with contextlib.suppress(ServingError):
-            await self._call(deadline, _MEMORY, "unregister_system_shared_memory", retries=0, name=name)
+            await self._call(deadline, _MEMORY, "unregister_system_shared_memory", retries=3, name=name)
             self._regions.registered.discard(name)
 
     async def _close_regions(self) -> None:

@@ -7,6 +7,7 @@ behind; what stays is the server's own hold, which the next client on the host r
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -172,10 +173,14 @@ def release(url: str, names: set[str]) -> None:
         return
     with InferenceServerClient(url) as client:
         for name in sorted(names):
-            try:
-                client.unregister_system_shared_memory(name, client_timeout=1.0)
-            except InferenceServerException:
-                return  # the server is gone, and its holds with it
+            for _ in range(3):
+                try:
+                    client.unregister_system_shared_memory(name, client_timeout=1.0)
+                    break
+                except InferenceServerException as error:
+                    if "in use" not in str(error.message()):
+                        return  # the server is gone, and its holds with it
+                    time.sleep(0.1)
 
 
 def _pid_namespace() -> int:

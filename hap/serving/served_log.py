@@ -5,12 +5,14 @@ caller only puts a record into a bounded queue; a thread writes. A file holds on
 FOLDER/day=YYYY-MM-DD/, and has its name from the moment it is whole: a process that is killed loses the rows of its open
 file, at most those of `file_s` seconds.
 
-Columns: request_id, served_at (UTC), version, k (what the request asked for, or null); user and context features by name;
-hist_NAME and cand_NAME, lists of L and N; score and routed, lists of N. Ids are int64, dense features float32, as served.
+Columns: request_id, served_at (UTC), version, k (what the request asked for, or null), score and routed (lists of N); user
+and context features by name; hist_NAME and cand_NAME, lists of L and N. Ids are int64, dense features float32, as served.
 """
 
 import atexit
+import contextlib
 import datetime as dt
+import io
 import logging
 import os
 import queue
@@ -31,12 +33,13 @@ from hap import durable
 from hap.errors import DataError, HapError
 from hap.params import Features
 from hap.samples.order_key import in_share
-from hap.serving.request import RequestTensors
+from hap.serving.request import TENSORS, RequestTensors
 from hap.serving.wire import Scored, ServedSchema
 
 SALT = "served requests"
 FILE_S = 600.0
 _ROW_GROUP_BYTES = 4 * 2**20  # of tensors, before compression
+_RECORD_BYTES = 1024  # of a record beside its values
 _TICK_S = 1.0  # how often the thread looks whether an open file is too old
 _LEFT_S = 3600.0  # a killed writer's open file is removed by the next one after so long
 _log = logging.getLogger("hap.serving")
@@ -56,7 +59,8 @@ class Record:
     @property
     def nbytes(self) -> int:
         """What the record takes in memory, about."""
-        return sum(array.nbytes for array in self.tensors.arrays().values()) + self.scored.score.nbytes + self.scored.routed.nbytes + 512
+        tensors = sum(getattr(self.tensors, name).nbytes for name in TENSORS)
+        return tensors + self.scored.score.nbytes + self.scored.routed.nbytes + _RECORD_BYTES
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class ServedLog:
             raise HapError(f"log_to {self.folder} cannot be made: {error.strerror}; give a folder that can be written") from None
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise HapError(f"log_to {self.folder} cannot be written; give a folder that can")
+        # The first write loads half a second of modules: now, not while requests are served, nor at exit, when it cannot.
+        pq.write_table(pa.schema(_OWN).empty_table(), io.BytesIO(), compression="zstd")
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()  # bounded by `_waiting`
         self._lock = threading.Lock()
         self._waiting = self._written = self._dropped = self._failed = 0
@@ -162,7 +168,7 @@ class ServedLog:
             self._file = _File(self.folder, record)
         try:
             self._file.add(record, min(_ROW_GROUP_BYTES, self.file_bytes))
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # whatever is wrong with one file must not end the log
             self._abandon(error)
             return
         if self._file.written_bytes >= self.file_bytes:
@@ -174,7 +180,7 @@ class ServedLog:
             return
         try:
             file.finish()
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # as above
             self._abandon(error)
             return
         with self._lock:
@@ -234,10 +240,11 @@ class _File:
         durable.fsync_path(self.path.parent)
 
     def abandon(self) -> None:
-        """Remove what was written."""
-        if self._handle is not None:
-            self._handle.close()
-        self.open_path.unlink(missing_ok=True)
+        """Remove what was written, as far as the disk lets."""
+        with contextlib.suppress(OSError):
+            if self._handle is not None:
+                self._handle.close()
+            self.open_path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._writer is None:
@@ -253,12 +260,12 @@ class _File:
 
 def arrow_schema(features: Features) -> pa.Schema:
     """The columns of served requests under these features."""
-    fields = list(_BEGIN)
+    fields = list(_OWN)
     for group, prefix in (("user", ""), ("history", "hist_"), ("item", "cand_")):
         for feature in (*features.ids(group), *features.dense(group)):  # type: ignore[arg-type]
             kind = pa.float32() if feature.type == "dense" else pa.int64()
             fields.append(pa.field(prefix + feature.name, kind if group == "user" else pa.list_(kind)))
-    return pa.schema([*fields, *_END])
+    return pa.schema(fields)
 
 
 def to_table(records: Sequence[Record]) -> pa.Table:
@@ -269,6 +276,8 @@ def to_table(records: Sequence[Record]) -> pa.Table:
         pa.array([record.served_at for record in records], _TIME),
         pa.array([record.scored.served_by for record in records], pa.int32()),
         pa.array([record.k for record in records], pa.int64()),
+        _lists([record.scored.score for record in records]),
+        _lists([record.scored.routed for record in records]),
     ]
     for tensor, group in (("user", "user"), ("hist", "history"), ("cand", "item")):
         for kind, named in (("ids", features.ids(group)), ("dense", features.dense(group))):  # type: ignore[arg-type]
@@ -278,13 +287,12 @@ def to_table(records: Sequence[Record]) -> pa.Table:
                     columns.append(pa.array(np.array([array[place] for array in arrays])))
                 else:
                     columns.append(_lists([array[:, place] for array in arrays]))
-    columns += [_lists([record.scored.score for record in records]), _lists([record.scored.routed for record in records])]
     schema = arrow_schema(features)
     return pa.Table.from_arrays([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def read_served(folder: Path | str, day: dt.date) -> pa.Table:
-    """The finished files of a day of serving as one table, ordered by request_id and served_at.
+    """The finished files of a day of serving as one table, file after file, in the order in which they were begun.
 
     Files of versions with other features are put together by column name; what a version does not have is null. A request
     that was scored twice is there twice. Without a file the table is empty and has the columns that every version shares.
@@ -292,13 +300,13 @@ def read_served(folder: Path | str, day: dt.date) -> pa.Table:
     Raises:
         DataError: a file is damaged; it is named.
     """
-    tables = [pa.schema([*_BEGIN, *_END]).empty_table()]
+    tables = [pa.schema(_OWN).empty_table()]
     for path in sorted((Path(folder) / f"day={day}").glob("served-*.parquet")):
         try:
             tables.append(pq.ParquetFile(path).read())
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path} does not read: {str(error).splitlines()[0]}; move it away") from None
-    return pa.concat_tables(tables, promote_options="default").sort_by([("request_id", "ascending"), ("served_at", "ascending")])
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def served_tensors(table: pa.Table, row: int, features: Features) -> RequestTensors:
@@ -325,13 +333,14 @@ def served_tensors(table: pa.Table, row: int, features: Features) -> RequestTens
 
 
 _TIME = pa.timestamp("us", "UTC")
-_BEGIN = (
+_OWN = (
     pa.field("request_id", pa.int64()),
     pa.field("served_at", _TIME),
     pa.field("version", pa.int32()),
     pa.field("k", pa.int64()),
+    pa.field("score", pa.list_(pa.float32())),
+    pa.field("routed", pa.list_(pa.bool_())),
 )
-_END = (pa.field("score", pa.list_(pa.float32())), pa.field("routed", pa.list_(pa.bool_())))
 
 
 def _lists(arrays: Sequence[NDArray[Any]]) -> pa.Array:

@@ -166,6 +166,8 @@ def translated(error: InferenceServerException, model: str, url: str, deadline: 
     status = str(error.status() or "").removeprefix("StatusCode.")
     if "Unable to find shared memory region" in message:
         return RegionLost(f"{model} at {url}: {message}")
+    if "Cannot unregister shared memory region" in message:  # an answer arrives a moment before the server lets go of its region
+        return Unavailable(f"{model} at {url}: {message}")
     if "Unable to open shared memory region" in message:
         return BadRequest(
             f"{url} cannot open shared memory of this host ({message}): it runs on another host, in a container without --ipc=host, "
