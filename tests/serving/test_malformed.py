@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import InferInput, InferRequestedOutput
 
 from hap.errors import DataError, ServingError
-from hap.serving import runtime, wire
+from hap.serving import runtime, server, wire
 from hap.serving.client import BadRequest, NoChampion, Scored, _finished
 from hap.serving.request import TENSORS
 from hap.serving.wire import Deadline, RegionLost
@@ -150,6 +150,28 @@ def test_a_malformed_request_is_answered_clearly_and_harms_nobody(served: Served
     assert (after.score.tobytes(), after.routed.tobytes(), after.served_by) == (good.score.tobytes(), good.routed.tobytes(), 1)
     state = runtime.require_server(served.ws)
     assert (state.server_pid, state.restarts) == (before.server_pid, before.restarts)
+
+
+@pytest.mark.triton
+def test_a_request_made_to_kill_is_survived(served: Served) -> None:
+    """Triton 2.51 multiplies sizes without a look at overflow, so this one passes its checks and its stub dies of it.
+
+    Nothing of ours runs before that; the watch is what helps.
+    """
+    good = served.client.score(GOOD, model="hap")
+    before = runtime.require_server(served.ws).restarts
+    kinds = {"cand_ids": "INT64", "cand_dense": "FP32"}
+    with pytest.raises(ServingError, match="not healthy"):
+        send(served, plain() | {name: declared(name, [2**40, 2**40], kind, b"") for name, kind in kinds.items()})
+
+    def answers() -> bool:
+        try:
+            return served.client.score(GOOD, model="hap").score.tobytes() == good.score.tobytes()
+        except ServingError:
+            return False
+
+    assert server.wait_for(answers, 90)
+    assert server.wait_for(lambda: (state := runtime.server_state(served.ws)) is not None and state.ready and state.restarts > before, 90)
 
 
 @pytest.mark.parametrize(
