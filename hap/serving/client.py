@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import tenacity
 from tritonclient.utils import InferenceServerException
@@ -22,8 +22,10 @@ from hap.serving import regions, wire
 from hap.serving.merge import routed_count
 from hap.serving.regions import Region, Regions
 from hap.serving.request import RequestTensors, check_k, check_request_id
-from hap.serving.served_log import Record, ServedLog
 from hap.serving.wire import BadRequest, Deadline, DeadlineExceeded, NoChampion, RegionLost, Scored, ServedSchema, Unavailable
+
+if TYPE_CHECKING:
+    from hap.serving.served_log import ServedLog
 
 __all__ = [
     "AsyncHapClient", "BadRequest", "DeadlineExceeded", "HapClient", "NoChampion", "Scored", "ServedSchema", "Unavailable", "log_options",
@@ -60,7 +62,11 @@ class _Client:
         log_queue_mb: float = 64.0,
     ) -> None:
         self.url, self.deadline_s, self.load_deadline_s, self.retries = grpc_url, deadline_s, load_deadline_s, retries
-        self.log = None if log_to is None else ServedLog(log_to, log_share, int(log_file_mb * 2**20), int(log_queue_mb * 2**20))
+        self.log: ServedLog | None = None
+        if log_to is not None:
+            from hap.serving import served_log  # with pyarrow, which callers without a log need not wait for
+
+            self.log = served_log.ServedLog(log_to, log_share, int(log_file_mb * 2**20), int(log_queue_mb * 2**20))
         self._schema: ServedSchema | None = None
         self._regions = Regions() if shared_memory else None
         self._swept = False
@@ -139,7 +145,7 @@ class _Client:
             if scored.served_by == schema.version or version is not None:
                 if logged and scored.served_by == schema.version:
                     assert self.log is not None and request_id is not None
-                    self.log.offer(Record(request_id, self.log.clock(), schema, sent, k, scored))
+                    self.log.take(request_id, schema, sent, k, scored)
                 return scored
             schema = await self._read_schema(deadline)  # promoted in between: the columns or the route may be others
         raise Unavailable(f"{self.url} changed its version again and again within one request; try again")
@@ -276,6 +282,15 @@ class HapClient(_Client):
             ServingError: no server answers.
         """
         return wire.ready_versions(_finished(self._call(Deadline(self.deadline_s), model, "get_model_repository_index")), model)
+
+    def models(self) -> set[str]:
+        """The names in the server's model repository as it finds them now, loaded or not.
+
+        Raises:
+            ServingError: no server answers.
+        """
+        index = _finished(self._call(Deadline(self.deadline_s), "the repository", "get_model_repository_index"))
+        return {entry.name for entry in index.models}
 
     def schema(self) -> ServedSchema:
         """What the served version says about itself, asked anew.

@@ -121,6 +121,10 @@ class ServedLog:
         """Whether this request is of the share."""
         return bool(in_share(request_id, SALT, self.share))
 
+    def take(self, request_id: int, schema: ServedSchema, tensors: RequestTensors, k: int | None, scored: Scored) -> bool:
+        """`offer` for a request that was served just now; the log keeps the tensors, so they must be a copy."""
+        return self.offer(Record(request_id, self.clock(), schema, tensors, k, scored))
+
     def offer(self, record: Record) -> bool:
         """Queue a record; False where the queue is full or closed, and the record is dropped. Never waits for the disk."""
         size = record.nbytes
