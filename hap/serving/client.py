@@ -97,7 +97,7 @@ class _Client:
             unavailable: list[Unavailable] = [error]
 
         async def again() -> Any:
-            if unavailable:  # the attempt above: setting retries up would cost each call that needs none as much as its tensors do
+            if unavailable:  # the attempt above: setting retries up for every call would cost those that need none
                 raise unavailable.pop()
             return await once()
 
