@@ -99,6 +99,7 @@ class _Client:
         async def again() -> Any:
             if unavailable:  # the attempt above: setting retries up for every call would cost those that need none
                 raise unavailable.pop()
+            deadline.repeats += 1
             return await once()
 
         return await tenacity.AsyncRetrying(
@@ -166,6 +167,7 @@ class _Client:
             return wire.read_answer(answer, where, tensors.candidates, {})
         while True:
             region, is_new = await self._region(deadline, regions.needed_bytes(arrays, tensors.candidates))
+            repeats = deadline.repeats
             try:
                 laid, free = region.write(arrays, tensors.candidates)
                 inputs, outputs = wire.inputs_of(arrays, laid), wire.outputs_of(free)
@@ -176,15 +178,23 @@ class _Client:
                 region.close()
                 if is_new:
                     raise
+                continue
             except (BadRequest, NoChampion):
-                self._regions.give(region)
+                self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
                 raise
-            except BaseException:  # the server may write its answer yet
-                self._regions.give_up(region)
+            except BaseException:
+                self._put_back(region, every_attempt_answered=False)
                 raise
-            else:
-                self._regions.give(region)
-                return scored
+            self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
+            return scored
+
+    def _put_back(self, region: Region, every_attempt_answered: bool) -> None:
+        """Free a region for the next request; not where the server may write a late answer into it."""
+        assert self._regions is not None
+        if every_attempt_answered:
+            self._regions.give(region)
+        else:
+            self._regions.give_up(region)
 
     async def _region(self, deadline: Deadline, needed: int) -> tuple[Region, bool]:
         """A registered region of at least so many bytes, and whether it is a new one."""

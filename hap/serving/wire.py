@@ -66,12 +66,13 @@ class ServedSchema:
     route: Route
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deadline:
-    """The time that one call of a client has, its retries included."""
+    """The time that one call of a client has, its retries included; `repeats` counts these."""
 
     seconds: float
     begun: float = field(default_factory=time.monotonic)
+    repeats: int = 0
 
     def left(self) -> float:
         """Seconds left; not above 0 once it is over."""

@@ -22,12 +22,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.failures: list[tuple[grpc.StatusCode, str]] = []
         self.inferences = 0
         self.request_ids: list[str] = []
+        self.opens_memory = False  # as a server on another host
+        self.regions: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self.inferences += 1
         self.request_ids.append(request.id)
+        self.regions.append(request.inputs[0].parameters["shared_memory_region"].string_param)
         self.hold.wait(10)
         if self.failures:
             context.abort(*self.failures.pop(0))
@@ -56,8 +59,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.SystemSharedMemoryStatusResponse()
 
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
-        """As a server on another host."""
-        context.abort(grpc.StatusCode.INTERNAL, f"Unable to open shared memory region: '{request.key}'")
+        if self.opens_memory:
+            return service_pb2.SystemSharedMemoryRegisterResponse()
+        return context.abort(grpc.StatusCode.INTERNAL, f"Unable to open shared memory region: '{request.key}'")
+
+    def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_a_server_on_another_host_refuses_shared_memory_in_one_line(server: tupl
     with pytest.raises(BadRequest, match=r"another host.*shared_memory off") as refused:
         score(server[1], request_of(4), {"shared_memory": True})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("failure", [BUSY, (grpc.StatusCode.INTERNAL, "broken")])
+def test_a_region_serves_no_other_request_while_an_attempt_may_still_write_there(
+    server: tuple[FakeTriton, str], failure: tuple[grpc.StatusCode, str]
+) -> None:
+    fake, url = server
+    fake.opens_memory = True
+    with HapClient(url, shared_memory=True) as client:
+        for _ in range(2):
+            client.score(request_of(4))
+        assert len(set(fake.regions)) == 1
+        fake.failures = [failure]
+        with nullcontext() if failure is BUSY else pytest.raises(ServingError, match="broken"):
+            client.score(request_of(4))  # in vain, or in a second attempt
+        client.score(request_of(4))
+        assert fake.regions[-1] != fake.regions[0]
 
 
 @both
