@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pytest
 
+from flows.status import examine
 from hap.cli.main import main
 from hap.errors import ConfigError, DataError, UsageError
 from hap.params import Params, Serving, load_params
@@ -156,7 +157,13 @@ def test_a_triton_that_reads_another_folder_is_left_alone(ws: Workspace, elsewhe
     code, _, err = hapctl(copy, "promote", "--model", "v2", "--force", "--reason", "x", "--url", elsewhere)
     assert code == 1 and f"does not read {copy.triton}" in err and len(err.splitlines()) == 1
     assert list(copy.triton.iterdir()) == [] and open_ledger(copy, copy.params()).rows() == []
-    assert remote.look(elsewhere, 5).version == repository.pinned(ws.triton)
+    serves = repository.pinned(ws.triton)
+    assert remote.look(elsewhere, 5).version == serves
+    copy.params_file.write_text(copy.params_file.read_text().replace("serving: {", f"serving: {{url: '{elsewhere}', "))
+    found = {finding.check: finding for finding in examine(copy.root)}
+    assert "triton" not in found  # none is needed here
+    assert not found["serving"].well and f"serves v{serves}, the ledger says no champion" in found["serving"].said
+    assert f"{elsewhere}, which serving.url names, is somebody else's" in hapctl(copy, "stop")[1]
 
 
 def test_nobody_at_the_url_is_one_line_for_each_word(ws: Workspace, tmp_path: Path, hapctl: Run) -> None:

@@ -162,6 +162,23 @@ def test_a_cancelled_call_ends_at_once(server: tuple[FakeTriton, str]) -> None:
     asyncio.run(call())
 
 
+def test_a_cancelled_call_keeps_its_region_from_the_next(server: tuple[FakeTriton, str]) -> None:
+    fake, url = server
+    fake.opens_memory = True
+
+    async def call() -> None:
+        async with AsyncHapClient(url, shared_memory=True) as client:
+            await client.score(request_of(4))
+            fake.hold.clear()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.score(request_of(4)), 0.2)
+            fake.hold.set()
+            await client.score(request_of(4))
+
+    asyncio.run(call())
+    assert fake.regions[0] == fake.regions[1] != fake.regions[2]
+
+
 def test_many_calls_share_one_loop(server: tuple[FakeTriton, str]) -> None:
     async def call() -> list[Scored]:
         async with AsyncHapClient(server[1]) as client:
