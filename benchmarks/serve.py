@@ -200,10 +200,14 @@ def bytes_per_request(request: RequestTensors, k: int) -> dict[str, int]:
     return {"asked": asked, "answered": request.candidates * (4 + 1)}
 
 
-def statistics_of(client: HapClient) -> dict[str, dict[str, int]]:
+def statistics_of(url: str) -> dict[str, dict[str, int]]:
     """Triton's counters by model: successful requests and nanoseconds in each part."""
+    from tritonclient.grpc import InferenceServerClient
+
     seen: dict[str, dict[str, int]] = {}
-    for entry in client._client.get_inference_statistics().model_stats:
+    with InferenceServerClient(url) as client:
+        statistics = client.get_inference_statistics().model_stats
+    for entry in statistics:
         inference = entry.inference_stats
         parts = ("queue", "compute_input", "compute_infer", "compute_output")
         seen[entry.name] = {"count": inference.success.count, "total": inference.success.ns}
@@ -235,10 +239,10 @@ def measure_case(
         "in process, expressive on all": (lambda request: session.score_all(request), time.process_time),
     }
     found = interleaved(ways, requests, args.rounds, seed=candidates)
-    before = statistics_of(client)
+    before = statistics_of(client.url)
     for request in requests:
         client.score(request, k=k, model="hap")
-    steps = steps_between(before, statistics_of(client))
+    steps = steps_between(before, statistics_of(client.url))
     rates = throughput(client.url, requests, k, args.seconds, args.throughput_rounds)
     ours, other = found["ensemble"], found["expressive on all"]
     return {
@@ -270,14 +274,15 @@ def measure_small(client: HapClient, server: Server, params: Params, k: int, arg
     return {"candidates": SMALL, "k": k, "ways": found, "ratio": ratio, "equal_scores": equal}
 
 
-def measure_floor(client: HapClient, server: Server, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure_floor(url: str, server: Server, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """What one step costs that computes next to nothing."""
-    from tritonclient.grpc import InferInput
+    from tritonclient.grpc import InferenceServerClient, InferInput
 
     entry = InferInput("light_score", [100], "FP32")
     entry.set_data_from_numpy(np.linspace(0, 1, 100, dtype=np.float32))
-    ways: dict[str, Way] = {"one step": (lambda _: client._client.infer("hard_select", [entry]), server.cpu_s)}
-    return interleaved(ways, [None] * args.block, args.rounds, seed=0)  # type: ignore[list-item]
+    with InferenceServerClient(url) as client:
+        ways: dict[str, Way] = {"one step": (lambda _: client.infer("hard_select", [entry]), server.cpu_s)}
+        return interleaved(ways, [None] * args.block, args.rounds, seed=0)  # type: ignore[list-item]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -296,7 +301,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         try:
             session, server = BundleSession(bundle), Server(state)
             with HapClient(state.grpc_url, deadline_s=30) as client:
-                floor = measure_floor(client, server, args)
+                floor = measure_floor(client.url, server, args)
                 cases = []
                 for candidates, k in CASES:
                     say(f"{candidates} candidates, {k} routed")

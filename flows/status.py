@@ -9,25 +9,27 @@ from typing import Any
 
 from hap.errors import HapError
 from hap.logs import contract
-from hap.params import Params
+from hap.params import Serving
 from hap.registry import ledger as journal
 from hap.registry.local import folder_bytes
 from hap.samples import partitions
-from hap.serving import install, runtime
-from hap.serving.client import HapClient
+from hap.serving import install, remote, runtime
 from hap.workspace import Workspace, describe_holder, find_workspace, holder_file
 
 PLACES = ("logs", "samples", ".dvc", "remote", "registry", "triton", ".hap")  # whose size is told
 
 
-def status_of(ws: Workspace) -> dict[str, Any]:
-    """Champion, server, running command, days, disk use; nothing is changed and MLflow is not asked."""
+def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
+    """Champion, server, running command, days, disk use; nothing is changed and MLflow is not asked.
+
+    Args:
+        url: stands in for serving.url.
+    """
     from flows.steps import unfinished_days
     from hap.registry.versions import read_verdict
 
-    params = ws.params()
+    params = remote.with_url(ws.params(), url)
     rows = journal.open_ledger(ws, params).rows()
-    server = runtime.server_state(ws)
     verdicts = [
         read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
     ]
@@ -40,15 +42,7 @@ def status_of(ws: Workspace) -> dict[str, Any]:
     return {
         "workspace": str(ws.root),
         "champion": f"v{champion}" if champion else None,
-        "server": {
-            "pid": server.pid,
-            "grpc": server.grpc_url,
-            "ready": server.ready,
-            "restarts": server.restarts,
-            "problem": server.problem,
-        }
-        if server
-        else None,
+        "server": _server(ws, params.serving),
         "running": describe_holder(holder) if holder.exists() else None,
         "last_verdicts": [{"version": f"v{v['version']}", "day": v["day"], "verdict": v["verdict"]} for v in verdicts[-3:]],
         "days_logged": [str(logged[0]), str(logged[-1])] if logged else [],
@@ -79,9 +73,29 @@ def status_text(value: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
+    """The server of `hapctl serve`, as it says itself; or that of serving.url, asked now, which has no pid and no restarts here."""
+    if settings.url is not None:
+        seen = remote.look(settings.url, settings.deadline_s)
+        problem = None if seen.version is not None else seen.problem or "no champion"
+        return {"pid": None, "grpc": settings.url, "ready": seen.live, "restarts": None, "problem": problem}
+    server = runtime.server_state(ws)
+    if server is None:
+        return None
+    return {
+        "pid": server.pid,
+        "grpc": server.grpc_url,
+        "ready": server.ready,
+        "restarts": server.restarts,
+        "problem": server.problem,
+    }
+
+
 def _server_text(server: dict[str, Any] | None) -> str:
     if server is None:
         return "not running; start it with `hapctl serve --detach`"
+    if server["pid"] is None:
+        return f"gRPC {server['grpc']}, run by somebody else, {server['problem'] or 'answers'}"
     state = "ready" if server["ready"] else "starting"
     problem = f", {server['problem']}" if server["problem"] else ""
     return f"pid {server['pid']}, gRPC {server['grpc']}, {state}, {server['restarts']} restarts{problem}"
@@ -125,9 +139,11 @@ def examine(root: Path | None) -> list[Finding]:
     findings.append(
         Finding("tracked", not clean.returncode, f"not committed: {', '.join(edited)}" if edited else "everything is committed")
     )
-    champion, server = book.served(), runtime.server_state(ws)
-    if server is not None:
-        served = _served_version(server.grpc_url, params)
+    if params.serving.url is not None:
+        findings = [finding for finding in findings if finding.check != "triton"]  # not needed here
+    champion, url = book.served(), remote.address(ws, params.serving)
+    if url is not None:
+        served = remote.look(url, params.serving.deadline_s).version
         said = f"serves {_named(served)}, the ledger says {_named(champion)}; `hapctl promote` or `hapctl rollback` repairs it first"
         findings.append(Finding("serving", served == champion, f"{_named(champion)} serves" if served == champion else said))
     elif champion is not None:
@@ -144,15 +160,6 @@ def _check(name: str, call: Any, well: str) -> Finding:
     except HapError as error:
         return Finding(name, False, str(error))
     return Finding(name, True, well)
-
-
-def _served_version(grpc_url: str, params: Params) -> int | None:
-    """The version that the server itself says it serves; None where it has none or does not answer."""
-    with HapClient(grpc_url, params.serving.deadline_s) as client:
-        try:
-            return client.schema().version
-        except HapError:
-            return None
 
 
 def _named(version: int | None) -> str:

@@ -1,6 +1,5 @@
 """The steps of a retrain as plain functions: each is idempotent by itself and knows nothing of Prefect."""
 
-import contextlib
 import datetime as dt
 import tempfile
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from hap.registry import promotion, versions
 from hap.registry.ledger import open_ledger
 from hap.samples import partitions
 from hap.samples.collect import collect_day
-from hap.serving import runtime
-from hap.serving.client import HapClient
+from hap.serving.remote import server_of
 from hap.training.run import Run, keep_warm_weights, write_run
 from hap.workspace import Workspace, commit
 
@@ -142,8 +140,7 @@ def promote(ws: Workspace, params: Params, version: int) -> str:
     Raises:
         ServingError: no server runs.
     """
-    state = runtime.server_state(ws)
-    with HapClient(state.grpc_url, params.serving.deadline_s) if state else contextlib.nullcontext() as server:
+    with server_of(ws, params.serving) as server:
         moved = promotion.promote(
             ws, params, version, server=server, actor="schedule", now=dt.datetime.now(dt.UTC), reason="promotion.auto"
         )

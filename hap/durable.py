@@ -40,11 +40,12 @@ def _drop_leftovers(path: Path) -> None:
     """Remove what processes that were killed while they wrote `path` left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         owner = left.name.removesuffix(".tmp").rpartition(".")[2]
-        if owner.isdigit() and not _is_running(int(owner)):
+        if owner.isdigit() and not is_running(int(owner)):
             left.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process has this pid."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

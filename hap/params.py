@@ -17,7 +17,9 @@ from hap.errors import ConfigError
 KINDS = ("EP", "EN", "RN", "PRN", "GN")  # the code of a kind in samples is its place here
 NEGATIVES = KINDS[1:]
 Negative = Literal["EN", "RN", "PRN", "GN"]
+# Columns of the logs, of samples and of served requests.
 RESERVED = {"request_id", "item_id", "event_time", "ingest_time", "published", "day", "kind", "bucket", "position", "k"}
+RESERVED |= {"served_at", "version", "score", "routed"}
 MODELS = ("light", "expressive")
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -279,8 +281,31 @@ class Serving(Strict):
     http_port: Annotated[int, Field(ge=1, le=65535)] = 18000
     grpc_port: Annotated[int, Field(ge=1, le=65535)] = 18001
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 18002
-    deadline_s: Annotated[float, Field(gt=0)] = 5.0
+    url: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._\-]+:[0-9]+$|^\[[0-9A-Fa-f:.]+\]:[0-9]+$",
+        description="HOST:PORT of the gRPC of a Triton that somebody else runs over the workspace's triton/; null: `hapctl serve` runs one",
+    )
+    backend: Literal["python", "onnxruntime"] = Field(
+        default="python",
+        description="what versions are rendered for: python fits hap's own server, onnxruntime the official container",
+    )
+    deadline_s: float = Field(default=5.0, gt=0, description="for one call of a client, its retries included")
+    retries: int = Field(default=2, ge=0, description="of a call that was answered UNAVAILABLE, and of no other; within its deadline")
+    shared_memory: bool = Field(default=False, description="whether tensors go by shared memory; only to a server on the same host")
+    log_to: str | None = Field(
+        default=None, description="folder below the workspace, or an absolute path, that a share of the served requests is written to"
+    )
+    log_share: Share = Field(default=0.01, description="share of the served requests that is written, by the hash of request_id")
+    log_file_mb: float = Field(default=64.0, gt=0, description="MiB after which a file of served requests is closed and the next begun")
+    log_queue_mb: float = Field(default=64.0, gt=0, description="MiB that may wait to be written; what is beyond is dropped and counted")
     canary_s: float = Field(default=1.0, gt=0, description="seconds between two canary inferences of `serve`")
+
+    @model_validator(mode="after")
+    def _own_server_has_python_only(self) -> "Serving":
+        if self.backend == "onnxruntime" and self.url is None:
+            raise ValueError("serving.backend onnxruntime needs serving.url: the server of `hapctl serve` has the python backend alone")
+        return self
 
 
 class Drift(Strict):

@@ -20,7 +20,7 @@ from hap.params import Params, load_params
 from hap.project import project_file
 
 MARKER = "hap.toml"
-_IGNORED = "/logs/\n/quarantine/\n/late/\n/registry/\n/triton/\n/pages/\n/remote/\n/.hap/\n.*.new/\n.*.old/\n*.tmp\n"
+_IGNORED = "/logs/\n/quarantine/\n/late/\n/served/\n/registry/\n/triton/\n/pages/\n/remote/\n/.hap/\n.*.new/\n.*.old/\n*.tmp\n"
 
 
 @dataclass(frozen=True)

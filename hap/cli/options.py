@@ -16,6 +16,16 @@ Root = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="HOST:PORT",
+        help="The gRPC of a Triton that somebody else runs over the workspace's triton/; else serving.url of params.yaml, else the server "
+        "of `hapctl serve`.",
+        show_default=False,
+    ),
+]
 Day = Annotated[str, typer.Option("--day", help="The UTC day, YYYY-MM-DD.", show_default=False)]
 
 

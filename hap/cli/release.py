@@ -2,13 +2,13 @@
 
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hap.cli.options import DryRun, Json, Root, answer
+from hap.cli.options import DryRun, Json, Root, Url, answer
 from hap.tables import table
-from hap.workspace import Workspace, find_workspace
+from hap.workspace import find_workspace
 
 if TYPE_CHECKING:
     from hap.registry.promotion import Promotion
@@ -65,6 +65,7 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Promote without a passing verdict; needs --reason.")] = False,
     reason: Reason = "",
     offline: Offline = False,
+    url: Url = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -75,29 +76,35 @@ def promote(
     from hap.registry import promotion
     from hap.registry.ledger import default_actor
     from hap.registry.versions import parse_version
+    from hap.serving.remote import server_of, with_url
 
     version, ws = parse_version(model), find_workspace(root)
-    with _server(ws) as server:
+    params = with_url(ws.params(), url)
+    with server_of(ws, params.serving) as server:
         moved = promotion.promote(
-            ws, ws.params(), version, server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC),
+            ws, params, version, server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC),
             reason=reason, force=force, dry_run=dry_run, offline=offline,
         )  # fmt: skip
     _say(moved, json)
 
 
-def rollback(root: Root = None, reason: Reason = "", offline: Offline = False, dry_run: DryRun = False, json: Json = False) -> None:
+def rollback(
+    root: Root = None, reason: Reason = "", offline: Offline = False, url: Url = None, dry_run: DryRun = False, json: Json = False
+) -> None:
     """Go back to the version that served before; works while MLflow is unreachable.
 
     Example: hapctl rollback --reason "click rate fell"
     """
     from hap.registry import promotion
     from hap.registry.ledger import default_actor
+    from hap.serving.remote import server_of, with_url
 
     ws = find_workspace(root)
-    with _server(ws) as server:
+    params = with_url(ws.params(), url)
+    with server_of(ws, params.serving) as server:
         moved = promotion.rollback(
             ws,
-            ws.params(),
+            params,
             server=server,
             actor=default_actor(),
             now=dt.datetime.now(dt.UTC),
@@ -223,22 +230,13 @@ def gc(root: Root = None, dry_run: DryRun = False, json: Json = False) -> None:
     """
     from flows.free import free
     from hap.registry.ledger import default_actor
+    from hap.serving.remote import server_of
 
     ws = find_workspace(root)
-    with _server(ws) as server:
-        freed = free(ws, ws.params(), server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC), dry_run=dry_run)
+    params = ws.params()
+    with server_of(ws, params.serving) as server:
+        freed = free(ws, params, server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC), dry_run=dry_run)
     answer(freed.as_json(), str(freed), json)
-
-
-def _server(ws: Workspace) -> Any:
-    """The workspace's server as a context, or None in one where none runs."""
-    import contextlib
-
-    from hap.serving.client import HapClient
-    from hap.serving.runtime import server_state
-
-    state = server_state(ws)
-    return HapClient(state.grpc_url, ws.params().serving.deadline_s) if state else contextlib.nullcontext()
 
 
 def _say(moved: "Promotion", json: bool) -> None:

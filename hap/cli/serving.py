@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hap.cli.options import DryRun, Root, answer, day_of
+from hap.cli.options import DryRun, Root, Url, answer, day_of
 from hap.errors import DataError, UsageError
 from hap.workspace import find_workspace
 
@@ -24,14 +24,17 @@ def serve(
     root: Root = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start in the background and return once it is ready.")] = False,
     install: Annotated[bool, typer.Option("--install", help="Install the pinned Triton runtime in a venv of its own, and end.")] = False,
+    url: Url = None,
     dry_run: DryRun = False,
 ) -> None:
     """Start the Triton server of a workspace and watch it; without a champion it is up and empty.
 
+    With --url or serving.url nothing is started: the Triton there is asked each second, and what changes is told.
+
     Example: hapctl serve --root ~/feeds --detach
     """
     from hap.serving import install as runtime_install
-    from hap.serving import runtime
+    from hap.serving import remote, runtime
 
     if install:
         runtime_install.check_platform()
@@ -41,12 +44,23 @@ def serve(
         typer.echo(f"Triton is installed in {runtime_install.install_runtime(lambda line: typer.echo(line, err=True))}")
         return
     ws = find_workspace(root)
-    settings = ws.params().serving
+    params = remote.with_url(ws.params(), url)
+    settings = params.serving
+    if settings.url is not None:
+        if detach:
+            raise UsageError(
+                f"{settings.url} is a Triton that somebody else runs, so there is nothing to start; leave --detach out to watch it"
+            )
+        if dry_run:
+            typer.echo(f"would watch {settings.url}, and start nothing")
+            return
+        remote.watch(ws, settings, runtime.print_line)
+        return
     if dry_run:
         ports = f"gRPC {settings.grpc_port}, HTTP {settings.http_port}, metrics {settings.metrics_port}"
         typer.echo(f"would serve {ws.triton} on {settings.host}: {ports}")
         return
-    state = runtime.start(ws, ws.params(), detach)
+    state = runtime.start(ws, params, detach)
     if state is not None:
         champion = f"v{state.champion}" if state.champion else "no champion yet"
         typer.echo(f"serving {champion} on gRPC {state.grpc_url} (pid {state.pid}); end it with `hapctl stop --root {ws.root}`")
@@ -64,7 +78,11 @@ def stop(root: Root = None, dry_run: DryRun = False) -> None:
         state = runtime.server_state(ws)
         typer.echo(f"would stop pid {state.pid}" if state else "no server runs here")
         return
-    typer.echo("stopped" if runtime.stop(ws) else "no server runs here")
+    if runtime.stop(ws):
+        typer.echo("stopped")
+        return
+    url = ws.params().serving.url
+    typer.echo("no server runs here" + (f"; {url}, which serving.url names, is somebody else's to stop" if url else ""))
 
 
 def score(
@@ -74,6 +92,7 @@ def score(
     from_day: Annotated[str | None, typer.Option(help="Score logged requests of this day instead.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(help="How many requests of the day.", min=1)] = 10,
     root: Root = None,
+    url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one object a request; a FILE always gets them.")] = False,
 ) -> None:
     """Score requests with the served version: score, route and click probability of each candidate.
@@ -81,31 +100,36 @@ def score(
     Example: hapctl score --from-day 2026-01-04 --limit 3
     """
     from hap.samples.replay import logged_requests
-    from hap.serving.client import HapClient
+    from hap.serving.client import HapClient, log_options
     from hap.serving.merge import logit_and_ctr
-    from hap.serving.request import RequestTensors, requested_k
-    from hap.serving.runtime import require_server
+    from hap.serving.remote import require_address, with_url
+    from hap.serving.request import RequestTensors, check_request_id, requested_k
 
     if (file is None) == (from_day is None):
         raise UsageError("give either a FILE (- for stdin) or --from-day; see `hapctl score --help`")
     ws = find_workspace(root)
-    params = ws.params()
+    params = with_url(ws.params(), url)
+    settings = params.serving
     if from_day:
         requests = ((f"request {r['request_id']}", r) for r in logged_requests(ws, params, day_of(from_day), limit))
     else:
         requests = _lines(file or Path("-"))
-    with HapClient(require_server(ws).grpc_url, params.serving.deadline_s) as client:
+    logged = log_options(settings, ws.root) if file else {}  # a logged day that is scored again is not served
+    with HapClient(
+        require_address(ws, settings), settings.deadline_s, retries=settings.retries, shared_memory=settings.shared_memory, **logged
+    ) as client:
         features = client.schema().features
         for where, request in requests:
             try:
                 tensors, k = RequestTensors.from_json(features, request), requested_k(request)
+                request_id = check_request_id(request.get("request_id"))
             except DataError as error:
                 raise DataError(f"{where}: {error}") from None
-            scored = client.score(tensors, k)
+            scored = client.score(tensors, k, request_id=request_id)
             ctr = logit_and_ctr(scored.score)[1]
             items = [candidate["item_id"] for candidate in request["candidates"]]
             value = {
-                "request_id": request.get("request_id"),
+                "request_id": request_id,
                 "version": f"v{scored.served_by}",
                 "item_id": items,
                 "score": scored.score.tolist(),

@@ -2,7 +2,7 @@
 
 import typer
 
-from hap.cli.options import Day, DryRun, Json, Root, answer, day_of
+from hap.cli.options import Day, DryRun, Json, Root, Url, answer, day_of
 from hap.tables import table
 from hap.workspace import find_workspace
 
@@ -39,14 +39,14 @@ def drift(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = Fal
     raise typer.Exit(found.exit_code)
 
 
-def status(root: Root = None, json: Json = False) -> None:
+def status(root: Root = None, url: Url = None, json: Json = False) -> None:
     """What serves, what the last retrains came to, and what is due.
 
     Example: hapctl status
     """
     from flows.status import status_of, status_text
 
-    value = status_of(find_workspace(root))
+    value = status_of(find_workspace(root), url)
     answer(value, status_text(value), json)
 
 

@@ -244,7 +244,7 @@ def _move(desk: _Desk, entry: Entry, bundle_of: Callable[[], Bundle], offline: b
     try:
         bundle = bundle_of()
         old = journal.served(desk.ledger.rows())
-        repository.render(bundle, target, repo)
+        repository.render(bundle, target, repo, desk.params.serving.backend)
         repository.check(repo, target)
         if offline or desk.server is None:
             repository.pin(repo, target, standing(repo, old, target))
@@ -307,7 +307,8 @@ def _repair(desk: _Desk, fetch: bool) -> list[str]:
         return []
     for version in {wanted, truth} - {None, *repository.rendered(repo)}:
         assert version is not None
-        repository.render(fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version), version, repo)
+        bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
+        repository.render(bundle, version, repo, desk.params.serving.backend)
     if waiting is not None:
         repository.pin(repo, wanted, standing(repo, truth, wanted))
     else:
@@ -354,8 +355,9 @@ def _allowed(ws: Workspace, version: int, champion: int | None, force: bool) -> 
 def _need_server(desk: _Desk, offline: bool) -> None:
     if not offline and desk.live is None:
         serving = desk.params.serving
+        own = f"{serving.host}:{serving.grpc_port}; start it with `hapctl serve --detach`"
         raise ServingError(
-            f"no server is ready at {serving.host}:{serving.grpc_port}; start it with `hapctl serve --detach`, "
+            f"no server is ready at {own if serving.url is None else f'{serving.url}, which serving.url or --url names; start that one'}, "
             "or pin for its next start with --offline"
         )
 

@@ -1,95 +1,273 @@
-"""Scoring and version switching over gRPC, with the server's own words in typed errors."""
+"""Scoring and version switching over gRPC, with the server's own words in typed errors: HapClient, and AsyncHapClient for asyncio.
 
+What both do is written once, in `_Client`, as coroutines that wait in two places only: `_send` and `_sleep`. The synchronous
+client's two never give way to a loop, so its coroutines run to their end at the first step (`_finished`).
+"""
+
+import asyncio
+import contextlib
+import functools
 import time
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import numpy as np
-import orjson
-from numpy.typing import NDArray
+import tenacity
 from tritonclient.utils import InferenceServerException
 
-from hap.errors import ServingError
-from hap.params import Features, Route
+from hap.errors import DataError, ServingError
+from hap.params import Serving
+from hap.serving import regions, wire
 from hap.serving.merge import routed_count
-from hap.serving.request import RequestTensors
+from hap.serving.regions import Region, Regions
+from hap.serving.request import RequestTensors, check_k, check_request_id
+from hap.serving.wire import BadRequest, Deadline, DeadlineExceeded, NoChampion, RegionLost, Scored, ServedSchema, Unavailable
 
-_TRITON_TYPES = {"int64": "INT64", "float32": "FP32"}
+if TYPE_CHECKING:
+    from hap.serving.served_log import ServedLog
 
+__all__ = [
+    "AsyncHapClient", "BadRequest", "DeadlineExceeded", "HapClient", "NoChampion", "Scored", "ServedSchema", "Unavailable", "log_options",
+]  # fmt: skip
 
-class Unavailable(ServingError):
-    """No server answers there, or it could not take the request now."""
-
-
-class NoChampion(ServingError):
-    """The server is up and has no version to answer with."""
-
-
-class DeadlineExceeded(ServingError):
-    """No answer within the deadline."""
-
-
-class BadRequest(ServingError):
-    """The server refused the request; it would refuse it again."""
+T = TypeVar("T")
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 1.0
+_MEMORY = "shared memory"  # stands for the model's name in errors
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """score F32[N], routed BOOL[N], and the version that gave them."""
-
-    score: NDArray[np.float32]
-    routed: NDArray[np.bool_]
-    served_by: int
-
-
-@dataclass(frozen=True)
-class ServedSchema:
-    """What callers of the served version need: its number, its bundle's digest, the columns in tensor order, the route."""
-
-    version: int
-    digest: str
-    features: Features
-    route: Route
-
-
-class HapClient:
+class _Client:
     """A connection to one Triton server. Not shared between processes.
 
     Args:
         grpc_url: host:port.
-        deadline_s: for every call; loading a model has `load_deadline_s`.
+        deadline_s: for one call of a method, its retries and look-ups included; loading a model has `load_deadline_s`.
+        retries: how often a call is repeated that was answered UNAVAILABLE; no other error is retried.
+        shared_memory: pass tensors by shared memory, to a server on the same host.
+        log_to: a folder that `log_share` of the scored requests is written to (`hap.serving.served_log`).
+        log_file_mb, log_queue_mb: MiB of one file, and of requests that may wait to be written.
     """
 
-    def __init__(self, grpc_url: str, deadline_s: float = 5.0, load_deadline_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        grpc_url: str,
+        deadline_s: float = 5.0,
+        load_deadline_s: float = 60.0,
+        *,
+        retries: int = 2,
+        shared_memory: bool = False,
+        log_to: Path | str | None = None,
+        log_share: float = 0.01,
+        log_file_mb: float = 64.0,
+        log_queue_mb: float = 64.0,
+    ) -> None:
+        self.url, self.deadline_s, self.load_deadline_s, self.retries = grpc_url, deadline_s, load_deadline_s, retries
+        self.log: ServedLog | None = None
+        if log_to is not None:
+            from hap.serving import served_log  # with pyarrow, which callers without a log need not wait for
+
+            self.log = served_log.ServedLog(log_to, log_share, int(log_file_mb * 2**20), int(log_queue_mb * 2**20))
+        self._schema: ServedSchema | None = None
+        self._regions = Regions() if shared_memory else None
+        self._swept = False
+        if self._regions is not None:
+            self._at_exit = weakref.finalize(self, regions.release, grpc_url, self._regions.registered)
+
+    async def _send(self, method: str, **arguments: Any) -> Any:
+        """Call a method of tritonclient's client."""
+        raise NotImplementedError
+
+    async def _sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    async def _call(self, deadline: Deadline, model: str, method: str, retries: int | None = None, **arguments: Any) -> Any:
+        """One call, repeated where it was answered UNAVAILABLE and the deadline leaves time for it; errors by cause."""
+
+        async def once() -> Any:
+            if (left := deadline.left()) <= 0:
+                raise wire.too_late(model, self.url, deadline)
+            try:
+                return await self._send(method, **arguments, client_timeout=left)
+            except InferenceServerException as error:
+                raise wire.translated(error, model, self.url, deadline) from None
+
+        try:
+            return await once()
+        except Unavailable as error:
+            unavailable: list[Unavailable] = [error]
+
+        async def again() -> Any:
+            if unavailable:  # the attempt above: setting retries up for every call would cost those that need none
+                raise unavailable.pop()
+            deadline.repeats += 1
+            return await once()
+
+        return await tenacity.AsyncRetrying(
+            sleep=self._sleep,
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            stop=tenacity.stop_after_attempt(1 + (self.retries if retries is None else retries))
+            | tenacity.stop_before_delay(max(deadline.left(), 0.0)),
+            # The jitter keeps the clients of a server that comes back from asking all at once.
+            wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S) + tenacity.wait_random(0, _FIRST_WAIT_S),
+            reraise=True,
+        )(again)
+
+    async def _is(self, method: str, **arguments: Any) -> bool:
+        try:
+            return bool(await self._send(method, **arguments, client_timeout=self.deadline_s))
+        except InferenceServerException:
+            return False
+
+    async def _read_schema(self, deadline: Deadline) -> ServedSchema:
+        self._schema = wire.read_schema(await self._call(deadline, "hap", "get_model_config", model_name="hap"), self.url)
+        return self._schema
+
+    async def _score(
+        self, tensors: RequestTensors, k: int | None, model: str | None, version: int | None, request_id: int | None
+    ) -> Scored:
+        deadline, k, request_id = Deadline(self.deadline_s), check_k(k), check_request_id(request_id)
+        if model is not None:
+            return await self._infer(deadline, model, tensors, k, version, request_id)
+        logged = self.log is not None and request_id is not None and self.log.wants(request_id)
+        sent = tensors.copy() if logged else tensors  # what is logged is what the server got, whatever the caller does to it later
+        schema = self._schema or await self._read_schema(deadline)
+        for _ in range(4):
+            try:
+                sent.check(schema.features)
+                every = routed_count(schema.route, sent.candidates, k) == sent.candidates
+                scored = await self._infer(deadline, "hap_all" if every else "hap", sent, k, version, request_id)
+            except (DataError, BadRequest):
+                known = schema
+                with contextlib.suppress(ServingError):
+                    schema = await self._read_schema(deadline)
+                if schema.version == known.version:
+                    raise
+                continue  # the request does not fit the version that was known, but may fit the one that serves
+            if scored.served_by == schema.version or version is not None:
+                if logged and scored.served_by == schema.version:
+                    assert self.log is not None and request_id is not None
+                    self.log.take(request_id, schema, sent, k, scored)
+                return scored
+            schema = await self._read_schema(deadline)  # promoted in between: the columns or the route may be others
+        raise Unavailable(f"{self.url} changed its version again and again within one request; try again")
+
+    async def _infer(
+        self, deadline: Deadline, model: str, tensors: RequestTensors, k: int | None, version: int | None, request_id: int | None
+    ) -> Scored:
+        arrays = wire.arrays_of(tensors, k)
+        named: dict[str, Any] = {
+            "model_name": model,
+            "model_version": "" if version is None else str(version),
+            "request_id": "" if request_id is None else str(request_id),
+        }
+        where = f"{model} at {self.url}"
+        if self._regions is None:
+            inputs, outputs = wire.inputs_of(arrays, {}), wire.outputs_of({})
+            answer = await self._call(deadline, model, "infer", inputs=inputs, outputs=outputs, **named)
+            return wire.read_answer(answer, where, tensors.candidates, {})
+        while True:
+            region, is_new = await self._region(deadline, regions.needed_bytes(arrays, tensors.candidates))
+            repeats = deadline.repeats
+            try:
+                laid, free = region.write(arrays, tensors.candidates)
+                inputs, outputs = wire.inputs_of(arrays, laid), wire.outputs_of(free)
+                answer = await self._call(deadline, model, "infer", inputs=inputs, outputs=outputs, **named)
+                scored = wire.read_answer(answer, where, tensors.candidates, region.read(free))
+            except RegionLost:  # a server that was restarted knows none of them
+                self._regions.registered.discard(region.name)
+                region.close()
+                if is_new:
+                    raise
+                continue
+            except (BadRequest, NoChampion):
+                self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
+                raise
+            except BaseException:
+                self._put_back(region, every_attempt_answered=False)
+                raise
+            self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
+            return scored
+
+    def _put_back(self, region: Region, every_attempt_answered: bool) -> None:
+        """Free a region for the next request; not where the server may write a late answer into it."""
+        assert self._regions is not None
+        if every_attempt_answered:
+            self._regions.give(region)
+        else:
+            self._regions.give_up(region)
+
+    async def _region(self, deadline: Deadline, needed: int) -> tuple[Region, bool]:
+        """A registered region of at least so many bytes, and whether it is a new one."""
+        assert self._regions is not None
+        for name in self._regions.overdue():
+            await self._unregister(name, deadline)
+        if (region := self._regions.take()) is not None:
+            if region.nbytes >= needed:
+                return region, False
+            region.close()
+            await self._unregister(region.name, deadline)
+        if not self._swept:
+            status = await self._call(deadline, _MEMORY, "get_system_shared_memory_status")
+            for name in regions.orphans(status.regions):
+                await self._unregister(name, deadline)
+            self._swept = True
+        region = self._regions.create(needed)
+        self._regions.registered.add(region.name)  # before the server has it: an answer that is lost leaves it there
+        try:
+            arguments: dict[str, Any] = {"name": region.name, "key": f"/{region.name}", "byte_size": region.nbytes}
+            await self._call(deadline, _MEMORY, "register_system_shared_memory", retries=0, **arguments)
+        except BaseException as error:
+            if isinstance(error, BadRequest):
+                self._regions.registered.discard(region.name)
+            region.close()
+            raise
+        region.unname()
+        return region, True
+
+    async def _unregister(self, name: str, deadline: Deadline) -> None:
+        """Tell the server to let go of a region. One that does not answer may hold it still: closing asks again."""
+        assert self._regions is not None
+        with contextlib.suppress(ServingError):
+            await self._call(deadline, _MEMORY, "unregister_system_shared_memory", retries=3, name=name)
+            self._regions.registered.discard(name)
+
+    async def _close_regions(self) -> None:
+        if self._regions is not None:
+            deadline = Deadline(self.deadline_s)
+            for name in self._regions.close():
+                await self._unregister(name, deadline)
+            self._at_exit.detach()
+
+
+class HapClient(_Client):
+    __doc__ = _Client.__doc__
+
+    @functools.cached_property
+    def _triton(self) -> Any:
         from tritonclient.grpc import InferenceServerClient
 
-        self.url, self.deadline_s, self.load_deadline_s = grpc_url, deadline_s, load_deadline_s
-        self._client = InferenceServerClient(grpc_url)
-        self._schema: ServedSchema | None = None
+        return InferenceServerClient(self.url, channel_args=wire.CHANNEL)
 
-    def __enter__(self) -> "HapClient":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Write out what is logged, release shared memory, close the connection."""
+        if self.log is not None:
+            self.log.close()
+        _finished(self._close_regions())
+        self._triton.close()
 
     def live(self) -> bool:
         """Whether a server answers."""
-        try:
-            return bool(self._client.is_server_live(client_timeout=self.deadline_s))
-        except InferenceServerException:
-            return False
+        return _finished(self._is("is_server_live"))
 
     def ready(self, model: str = "hap", version: int | None = None) -> bool:
         """Whether the server says that the model is loaded; a dead stub behind it is not noticed, `score` would."""
-        try:
-            return bool(self._client.is_model_ready(model, "" if version is None else str(version), client_timeout=self.deadline_s))
-        except InferenceServerException:
-            return False
+        return _finished(self._is("is_model_ready", model_name=model, model_version="" if version is None else str(version)))
 
     def load(self, model: str) -> None:
         """Load a model, or load it anew from its files; what serves keeps serving until the new one is ready.
@@ -97,7 +275,7 @@ class HapClient:
         Raises:
             ServingError: the server could not; its message is repeated.
         """
-        self._call(model, lambda: self._client.load_model(model, client_timeout=self.load_deadline_s))
+        _finished(self._call(Deadline(self.load_deadline_s), model, "load_model", retries=0, model_name=model))
 
     def unload(self, model: str) -> None:
         """Unload a model and, asynchronously, its versions.
@@ -105,7 +283,7 @@ class HapClient:
         Raises:
             ServingError: the server could not; its message is repeated.
         """
-        self._call(model, lambda: self._client.unload_model(model, client_timeout=self.load_deadline_s))
+        _finished(self._call(Deadline(self.load_deadline_s), model, "unload_model", retries=0, model_name=model))
 
     def versions(self, model: str = "hap") -> list[int]:
         """The versions of a model that are loaded and ready, ascending.
@@ -113,8 +291,16 @@ class HapClient:
         Raises:
             ServingError: no server answers.
         """
-        index = self._call(model, lambda: self._client.get_model_repository_index(client_timeout=self.deadline_s))
-        return sorted(int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY" and entry.version)
+        return wire.ready_versions(_finished(self._call(Deadline(self.deadline_s), model, "get_model_repository_index")), model)
+
+    def models(self) -> set[str]:
+        """The names in the server's model repository as it finds them now, loaded or not.
+
+        Raises:
+            ServingError: no server answers.
+        """
+        index = _finished(self._call(Deadline(self.deadline_s), "the repository", "get_model_repository_index"))
+        return {entry.name for entry in index.models}
 
     def schema(self) -> ServedSchema:
         """What the served version says about itself, asked anew.
@@ -123,79 +309,103 @@ class HapClient:
             NoChampion: there is none.
             ServingError: no server answers, or `hap` there was not rendered by hapctl.
         """
-        config = self._call("hap", lambda: self._client.get_model_config("hap", client_timeout=self.deadline_s)).config
-        if "schema" not in config.parameters:
-            raise ServingError(f"the model hap at {self.url} carries no schema; it was not rendered by hapctl")
-        stored = orjson.loads(config.parameters["schema"].string_value)
-        found = ServedSchema(
-            stored["version"], stored["digest"], Features.model_validate(stored["features"]), Route.model_validate(stored["route"])
-        )
-        self._schema = found
-        return found
+        return _finished(self._read_schema(Deadline(self.deadline_s)))
 
-    def score(self, tensors: RequestTensors, k: int | None = None, model: str | None = None, version: int | None = None) -> Scored:
+    def score(
+        self,
+        tensors: RequestTensors,
+        k: int | None = None,
+        model: str | None = None,
+        version: int | None = None,
+        request_id: int | None = None,
+    ) -> Scored:
         """Score one request.
 
-        Where every candidate would be routed anyway (N <= K), the one-step `hap_all` answers. A named `model` is used as it is.
+        Where every candidate would be routed anyway (N <= K), the one-step `hap_all` answers. A named `model` is used as it is,
+        without a look at the schema, and is not logged; nor is a request without a `request_id`.
 
         Raises:
-            DataError: the tensors do not fit the served schema, or a feature is NaN; it is named.
+            DataError: k or request_id is no whole number, the tensors do not fit the served schema, or a feature is NaN; it is named.
             NoChampion, Unavailable, DeadlineExceeded, BadRequest: the server's own message is repeated.
         """
-        if model is not None:
-            return self._infer(model, tensors, k, version)
-        schema = self._schema or self.schema()
-        for _ in range(3):
-            tensors.check(schema.features)
-            every = routed_count(schema.route, tensors.candidates, k) == tensors.candidates
-            scored = self._infer("hap_all" if every else "hap", tensors, k, version)
-            if scored.served_by == schema.version or version is not None:
-                return scored
-            schema = self.schema()  # promoted in between: the columns or the route may be others
-        raise Unavailable(f"{self.url} changed its version three times within one request; try again")
+        return _finished(self._score(tensors, k, model, version, request_id))
 
-    def _infer(self, model: str, tensors: RequestTensors, k: int | None, version: int | None) -> Scored:
-        from tritonclient.grpc import InferInput, InferRequestedOutput
+    async def _send(self, method: str, **arguments: Any) -> Any:
+        return getattr(self._triton, method)(**arguments)
 
-        arrays: dict[str, NDArray[Any]] = dict(tensors.arrays())
-        if k is not None:
-            arrays["k"] = np.array([k], np.int64)
-        inputs = []
-        for name, array in arrays.items():
-            entry = InferInput(name, list(array.shape), _TRITON_TYPES[array.dtype.name])
-            entry.set_data_from_numpy(array)
-            inputs.append(entry)
-        outputs = [InferRequestedOutput("score"), InferRequestedOutput("routed")]
-        answer = self._call(
-            model,
-            lambda: self._client.infer(
-                model,
-                inputs,
-                model_version="" if version is None else str(version),
-                outputs=outputs,
-                client_timeout=self.deadline_s,
-                timeout=None,
-            ),
-        )
-        score, routed = answer.as_numpy("score"), answer.as_numpy("routed")
-        if score is None or routed is None or len(score) != tensors.candidates:
-            found = "none" if score is None else len(score)
-            raise ServingError(f"{model} at {self.url} answered {found} scores for {tensors.candidates} candidates")
-        return Scored(score, routed, int(answer.get_response().model_version))
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
-    def _call(self, model: str, call: Any) -> Any:
-        begun = time.monotonic()
-        try:
-            return call()
-        except InferenceServerException as error:
-            message = " ".join(str(error.message()).split())
-            status = str(error.status() or "").removeprefix("StatusCode.")
-            if model in ("hap", "hap_all") and "unknown model" in message and "' version " not in message:
-                raise NoChampion("no champion; promote one with `hapctl promote --model vN`") from None
-            if status == "DEADLINE_EXCEEDED":
-                raise DeadlineExceeded(f"{model} at {self.url} gave no answer within {time.monotonic() - begun:.1f} s") from None
-            if status in ("INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"):
-                raise BadRequest(f"{model} at {self.url} refused: {message}") from None
-            if status == "UNAVAILABLE":
-                raise Unavailable(f"{self.url} is unavailable: {message}; is `hapctl serve` running?") from None
-            raise ServingError(f"{model} at {self.url}: {message}") from None
+
+class AsyncHapClient(_Client):
+    """As HapClient, for asyncio: the same arguments, answers and errors. Scores only; promotion is the synchronous client's.
+
+    Belongs to the loop that its first call runs in. A call that is cancelled is cancelled at the server, too.
+    """
+
+    @functools.cached_property
+    def _triton(self) -> Any:  # made by the first call, because a channel belongs to the loop that runs then
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        return InferenceServerClient(self.url, channel_args=wire.CHANNEL)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Write out what is logged, release shared memory, close the connection."""
+        if self.log is not None:
+            await asyncio.to_thread(self.log.close)
+        await self._close_regions()
+        await self._triton.close()
+
+    async def live(self) -> bool:
+        """As `HapClient.live`."""
+        return await self._is("is_server_live")
+
+    async def ready(self, model: str = "hap", version: int | None = None) -> bool:
+        """As `HapClient.ready`."""
+        return await self._is("is_model_ready", model_name=model, model_version="" if version is None else str(version))
+
+    async def schema(self) -> ServedSchema:
+        """As `HapClient.schema`."""
+        return await self._read_schema(Deadline(self.deadline_s))
+
+    async def score(
+        self,
+        tensors: RequestTensors,
+        k: int | None = None,
+        model: str | None = None,
+        version: int | None = None,
+        request_id: int | None = None,
+    ) -> Scored:
+        """As `HapClient.score`."""
+        return await self._score(tensors, k, model, version, request_id)
+
+    async def _send(self, method: str, **arguments: Any) -> Any:
+        return await getattr(self._triton, method)(**arguments)
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def log_options(settings: Serving, root: Path) -> dict[str, Any]:
+    """What `serving.log_*` of params.yaml means to a client; nothing where `log_to` is not set."""
+    if settings.log_to is None:
+        return {}
+    sizes = {"log_file_mb": settings.log_file_mb, "log_queue_mb": settings.log_queue_mb}
+    return {"log_to": root / settings.log_to, "log_share": settings.log_share, **sizes}
+
+
+def _finished(steps: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits."""
+    try:
+        steps.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    steps.close()
+    raise RuntimeError("a call of the synchronous client gave way to a loop that is not there")

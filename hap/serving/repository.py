@@ -59,8 +59,13 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
     A version that is rendered already is left as it is.
 
     Raises:
-        DataError: version N of another bundle stands there.
+        DataError: version N of another bundle stands there, or versions rendered for another backend.
     """
+    if (repo / "light" / CONFIG).exists() and (found := _backend(repo)) != backend:
+        raise DataError(
+            f"{repo} is rendered for the {found} backend and serving.backend is {backend}: stop what serves, move the folder away, "
+            "and promote again"
+        )
     marker = repo / _MARKED / str(version)
     if marker.is_dir():
         if orjson.loads((marker / SCHEMA).read_bytes())["digest"] != bundle.digest:

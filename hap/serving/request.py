@@ -37,11 +37,24 @@ class RequestTensors:
     @property
     def candidates(self) -> int:
         """N."""
-        return len(self.cand_ids)
+        return self.cand_ids.shape[0] if self.cand_ids.ndim else 0
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The six tensors by name, C-contiguous, in the served dtypes."""
-        return {field.name: np.ascontiguousarray(getattr(self, field.name), _DTYPES[field.name]) for field in fields(self)}
+        """The six tensors by name, C-contiguous, in the served dtypes.
+
+        Raises:
+            DataError: a tensor's own dtype does not fit into the served one, as floats that stand for ids.
+        """
+        for name, dtype in _DTYPES.items():
+            found = getattr(self, name).dtype
+            if found.kind == "b" or not np.can_cast(found, dtype, "safe" if dtype is np.int64 else "same_kind"):
+                raise DataError(f"{name} has the dtype {found}; it must be one that fits into {np.dtype(dtype)}")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which `check` refuses by name
+            return {field.name: np.ascontiguousarray(getattr(self, field.name), _DTYPES[field.name]) for field in fields(self)}
+
+    def copy(self) -> "RequestTensors":
+        """The same values in memory of their own."""
+        return RequestTensors(**{field.name: getattr(self, field.name).copy() for field in fields(self)})
 
     @classmethod
     def from_json(cls, features: Features, obj: Mapping[str, Any]) -> "RequestTensors":
@@ -80,11 +93,13 @@ class RequestTensors:
         )
 
     def check(self, features: Features) -> None:
-        """Refuse tensors that do not fit the schema, and NaN by column name.
+        """Refuse tensors that do not fit the schema, and by column name NaN, infinite values and ids below 0.
 
         Raises:
-            DataError: a shape differs from the schema's, candidate counts differ, or a dense value is NaN.
+            DataError: a dtype or shape differs from the schema's, candidate counts differ, a dense value is NaN or infinite,
+                or an id is below 0.
         """
+        arrays = self.arrays()
         length = features.history_length
         expected: dict[str, tuple[int | None, ...]] = {
             "user_ids": (len(features.ids("user")),),
@@ -99,20 +114,21 @@ class RequestTensors:
             if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
                 wanted = ", ".join("N" if size is None else str(size) for size in shape)
                 raise DataError(f"{name} has the shape {list(found)}, the schema of this version wants [{wanted}]")
-        groups: tuple[tuple[str, Literal["user", "item", "history"]], ...] = (
-            ("user_dense", "user"),
-            ("hist_dense", "history"),
-            ("cand_dense", "item"),
-        )
-        for name, group in groups:
-            array = getattr(self, name)
-            bad = np.isnan(array)
-            if bad.any():
-                column = int(np.argwhere(bad)[0][-1])
+        groups: tuple[tuple[str, Literal["user", "item", "history"]], ...] = (("user", "user"), ("hist", "history"), ("cand", "item"))
+        for tensor, group in groups:
+            dense, ids = arrays[f"{tensor}_dense"], arrays[f"{tensor}_ids"]
+            if not np.isfinite(dense).all():
+                column = int(np.argwhere(~np.isfinite(dense))[0][-1])
+                values = dense[..., column]
+                what = "NaN" if np.isnan(values).any() else "infinite"
                 raise DataError(
-                    f"feature {features.dense(group)[column].name!r} ({group}) is NaN in {int(bad[..., column].sum())} places; "
+                    f"feature {features.dense(group)[column].name!r} ({group}) is {what} in {int((~np.isfinite(values)).sum())} places; "
                     "leave a missing value out as null and its declared stand-in is used"
                 )
+            if (ids < 0).any():
+                column = int(np.argwhere(ids < 0)[0][-1])
+                lowest = int(ids[..., column].min())
+                raise DataError(f"feature {features.ids(group)[column].name!r} ({group}) is {lowest}; ids are above 0, or 0 where missing")
 
     def repeated(self, candidates: int) -> "RequestTensors":
         """The same request with exactly `candidates` candidates: its own, repeated in turn. N must be above 0, or `candidates` 0."""
@@ -133,12 +149,33 @@ def requested_k(obj: Mapping[str, Any]) -> int | None:
     Raises:
         DataError: it is not a whole number from 0 up.
     """
-    k = obj.get("k")
+    return check_k(obj.get("k"))
+
+
+def check_k(k: Any) -> int | None:
+    """A number of candidates to route, or None for the version's own route.
+
+    Raises:
+        DataError: it is not a whole number from 0 up.
+    """
     if k is None:
         return None
-    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k < _INT64:
+    if isinstance(k, bool | np.bool_) or not isinstance(k, int | np.integer) or not 0 <= k < _INT64:
         raise DataError(f"k is {k!r}; it must be a whole number from 0 up")
-    return k
+    return int(k)
+
+
+def check_request_id(request_id: Any) -> int | None:
+    """The id of a request in the logs, or None.
+
+    Raises:
+        DataError: it is not a whole number above 0.
+    """
+    if request_id is None:
+        return None
+    if isinstance(request_id, bool | np.bool_) or not isinstance(request_id, int | np.integer) or not 0 < request_id < _INT64:
+        raise DataError(f"request_id is {request_id!r}; it must be a whole number above 0")
+    return int(request_id)
 
 
 def _refuse_unknown(obj: Mapping[str, Any], known: set[str], what: str) -> None:

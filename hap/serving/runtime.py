@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import orjson
@@ -98,7 +97,7 @@ def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> Se
         Busy: a server runs for this workspace already, or a port is taken.
     """
     if not detach:
-        serve(ws, params.serving, log=_print)
+        serve(ws, params.serving, log=print_line)
         return None
     _check(ws, params.serving)
     ws.state.mkdir(parents=True, exist_ok=True)
@@ -155,18 +154,11 @@ def serve(ws: Workspace, settings: Serving, log: Log) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         raise _already(ws) from None
-    ended = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _check(ws, settings)
-        _Watch(ws, settings, log, ended).run()
+        with server.until_signalled() as ended:
+            _check(ws, settings)
+            _Watch(ws, settings, log, ended).run()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         lock.release()
 
 
@@ -272,7 +264,7 @@ class Canary:
 
     def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
         self.repo = repo
-        self.client = HapClient(grpc_url, deadline_s)
+        self.client = HapClient(grpc_url, deadline_s, retries=0)  # the watch counts misses itself
         self._golden: dict[int, Golden] = {}
         self._seen = False
 
@@ -377,16 +369,17 @@ def _last_error(words: Path) -> str:
     return errors[-1].split("] ", 1)[1].strip('"') if errors else (lines[-1] if lines else "it said nothing")
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """A line of the talk, with its UTC time."""
     print(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {line}", file=sys.stderr, flush=True)
 
 
 def main(words: list[str]) -> int:
     """The detached supervisor: ROOT and the serving parameters as JSON."""
     try:
-        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), log=_print)
+        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), log=print_line)
     except HapError as error:
-        _print(f"error: {error}")
+        print_line(f"error: {error}")
         return error.exit_code
     return 0
 

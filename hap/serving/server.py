@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -23,6 +25,22 @@ EXIT_TIMEOUT_S = 10  # how long a server that was asked to end lets requests fin
 _SHM = Path("/dev/shm")
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@~-]+")
 _PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def until_signalled() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, instead of what they do otherwise; must be entered in the main thread."""
+    ended = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_ports(settings: Serving) -> None:
