@@ -136,6 +136,21 @@ def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | N
     return Verdict.from_json(raw)
 
 
+def watch_drift(ws: Workspace, params: Params, day: dt.date) -> list[str]:
+    """Compare the day with what the champion was trained on, and settle that into incidents; what changed, in lines.
+
+    Where nothing serves yet, the champion's days are no longer collected, or it was trained on this day, there is nothing to
+    compare with.
+    """
+    from flows.drift import compare, window_of
+
+    champion = open_ledger(ws, params).served()
+    window = window_of(ws, params, champion) if champion is not None else []
+    if not window or day in window or not all(partitions.find(ws, needed) for needed in window):
+        return ["nothing to compare with: no champion, its days are not collected, or it was trained on this one"]
+    return compare(ws, params, window, day).told.lines()
+
+
 def promote(ws: Workspace, params: Params, version: int) -> str:
     """Promote a passed version into the running server; what it came to, in words.
 

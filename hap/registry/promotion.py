@@ -21,6 +21,7 @@ from hap.errors import Busy, HapError, NotFound, Refused, ServingError, UsageErr
 from hap.params import Params
 from hap.registry import ledger as journal
 from hap.registry import versions
+from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, Ledger, Row, State
 from hap.registry.switch import Server, Switched, answers_as, replay, restore, standing, switch
 from hap.registry.versions import label
@@ -89,7 +90,7 @@ def promote(
     Raises:
         UsageError: force without a reason.
         NotFound: no such version.
-        Refused: the verdict is not a pass and force is not given, or promotions are frozen.
+        Refused: the verdict is not a pass, or an incident holds promotions, and force is not given; or promotions are frozen.
         Busy: another promotion runs.
         ServingError: no server is ready, or it refused the version; what served before serves on.
         DataError: the version's files are damaged or its answers are wrong; what served before serves on.
@@ -108,6 +109,10 @@ def promote(
             return Promotion(action="promote", outcome="unchanged", version=version, previous=current, notes=tuple(notes))
         journal.refuse_if_frozen(rows)
         word, forced = _allowed(ws, version, current, force)
+        held = promotions_held(rows) if params.drift.blocks_promotion else None
+        if held and not force:
+            raise Refused(held)
+        forced |= held is not None
         _need_server(desk, offline)
         planned = Promotion(action="promote", outcome="planned", version=version, previous=current, forced=forced, reason=reason)
         if dry_run:
