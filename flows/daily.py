@@ -26,9 +26,9 @@ from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
 from hap.days import parse_day
-from hap.errors import HapError, Refused
+from hap.errors import HapError
 from hap.evaluation.verdict import Verdict
-from hap.params import MODELS, Params
+from hap.params import MODELS
 from hap.registry.versions import read_verdict
 from hap.workspace import Workspace, commit, workspace_lock
 
@@ -105,25 +105,12 @@ def retrain(root: str, day: str) -> State:
             )
         durable.write_json(_outcome_file(ws, judged), {"version": version})
         if params.promotion.auto and verdict.verdict == "pass":
-            held = _promoted(ws, params, version, judged)
+            with talk.step("promote"):
+                said, held = _step(steps.promote_unless_held, "promote")(ws, params, version, judged)
+                for line in said:
+                    talk.say(f"  {line}")
     reason = verdict.reasons[0] if verdict.reasons else verdict.verdict
     return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {reason}{f'; not promoted: {held}' if held else ''}")
-
-
-def _promoted(ws: Workspace, params: Params, version: int, judged: dt.date) -> str | None:
-    """Promote what passed; what holds it, in words, where something does: the version stays the challenger."""
-    talk = current()
-    if params.drift.blocks_promotion:  # what drifted today must hold tonight's promotion, not tomorrow's
-        with talk.step("drift"):
-            for line in _step(steps.watch_drift, "drift")(ws, params, judged):
-                talk.say(f"  {line}")
-    with talk.step("promote"):
-        try:
-            talk.say(f"  {_step(steps.promote, 'promote')(ws, params, version)}")
-        except Refused as refused:
-            talk.say(f"  {refused}")
-            return str(refused)
-    return None
 
 
 def _side_by_side(*running: PrefectFuture[Any]) -> None:
