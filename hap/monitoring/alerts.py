@@ -156,10 +156,10 @@ def letter(one: Incident, message: Message, workspace: str, host: str) -> Letter
         "What": said.said,
         "Since": since,
         "Figure": _figure_text(said),
+        "Where": f"on {host}: cd {workspace}",
         "Do": said.do,
         "Quiet": f"hapctl ack {one.cause}   or   hapctl snooze {one.cause} --until 8h",
         "Page": message.page,
-        "Where": f"{workspace} on {host}",
     }
     body = "\n".join(f"{name + ':':<8}{text}" for name, text in lines.items() if text)
     return Letter(f"[{said.severity}{grew}] {one.cause}", body, KINDS[said.severity], key)

@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -225,3 +226,10 @@ def test_two_runs_at_once_open_an_incident_once(ws: Workspace, default_params: P
     assert [one.wait(60) for one in running] == [0, 0, 0]
     assert [row.state for row in open_ledger(ws, default_params).rows()] == ["opened", "settled"]
     assert dt.datetime.now(dt.UTC) - known_incidents(ws, default_params).all[0].messages[0].at < dt.timedelta(minutes=5)
+
+
+def test_apprise_understands_every_url_that_the_documentation_shows() -> None:
+    shown = re.findall(r"^    export HAP_ALERTS_\w+='(.+)'$", (Path(__file__).parents[2] / "docs" / "alerts.md").read_text(), re.MULTILINE)
+    real = [url.replace("INTEGRATIONKEY", "i" * 32).replace("APIKEY", "a" * 20) for url in shown]
+    services = [type(apprise.Apprise.instantiate(url)).__name__ for url in real]
+    assert services == ["NotifyPagerDuty", "NotifySlack", "NotifyEmail", "NotifyJSON"]
