@@ -11,9 +11,12 @@ import pytest
 import yaml
 
 import flows.drift
+from flows import steps
 from flows.alerts import parse_until
 from hap.cli.main import main
 from hap.errors import UsageError
+from hap.registry.incidents import promotions_held
+from hap.registry.ledger import Entry, open_ledger
 from hap.workspace import Workspace, init_workspace
 from tests.monitoring.receivers import webhook
 from tests.monitoring.test_drift import DAYS, FEATURES, write_samples
@@ -86,6 +89,16 @@ def test_a_drifted_day_is_told_once_and_its_recovery_too(ws: Workspace, hapctl: 
         *[("alert", "opened"), ("alert", "settled"), ("alert", "untold"), ("alert", "told")],
         *[("ack", "noted"), ("snooze", "noted"), ("alert", "closed"), ("alert", "settled"), ("alert", "told")],
     ]
+
+
+def test_the_flow_settles_the_judged_day_before_it_promotes(ws: Workspace) -> None:
+    params = ws.params()
+    assert steps.watch_drift(ws, params, DAYS[3])[0].startswith("nothing to compare with: no champion")
+    open_ledger(ws, params).append(Entry(at=NOW, actor="ann", action="promote", state="served", to_version=1))
+    assert steps.watch_drift(ws, params, DAYS[2])[0].startswith("nothing to compare with")  # the champion was trained on it
+    opened, untold = steps.watch_drift(ws, params, DAYS[3])
+    assert opened.split() == ["opened", "page", "input:cand_price"] and "HAP_ALERTS_PAGE is not set" in untold
+    assert promotions_held(open_ledger(ws, params).rows())
 
 
 def test_a_time_is_utc_unless_it_says_otherwise_or_a_span_from_now() -> None:
