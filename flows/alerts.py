@@ -56,18 +56,32 @@ def settle_look(ws: Workspace, params: Params, look: Look, page: Path | None = N
         Busy: another command settled all the while.
         HapError: the ledger cannot be used.
     """
-    for attempt in tenacity.Retrying(
-        stop=tenacity.stop_after_delay(20), wait=tenacity.wait_fixed(0.2), retry=tenacity.retry_if_exception_type(Busy), reraise=True
-    ):
+    for attempt in _patient(20):
         with attempt:
             now = dt.datetime.now(dt.UTC)
             with exclusive(ws, "alerts", "settles alerts", f"{look.watcher} of {look.day}", now):
                 changes, _ = apply(open_ledger(ws, params), look, params.alerts, now, None if page is None else str(page))
+    # Who delivers now may have read the ledger before this day was settled: it is waited for, as long as it can take.
+    alerts = params.alerts
+    longest_s = 20 + len(alerts.every_place()) * alerts.attempts * alerts.deadline_s
+    deliveries: list[Delivery] = []
     try:
-        return Told(changes, deliver_waiting(ws, params))
+        for attempt in _patient(longest_s):
+            with attempt:
+                deliveries = deliver_waiting(ws, params)
     except Busy as busy:
-        current().say(f"  {busy}; it was left to that command, or to `hapctl alerts --deliver`")
-        return Told(changes)
+        current().say(f"  {busy}")
+    return Told(changes, deliveries)
+
+
+def _patient(seconds: float) -> tenacity.Retrying:
+    """Tries that go on while another command holds what is needed, for so many seconds."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(0.2),
+        retry=tenacity.retry_if_exception_type(Busy),
+        reraise=True,
+    )
 
 
 def deliver_waiting(ws: Workspace, params: Params) -> list[Delivery]:

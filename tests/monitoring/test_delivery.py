@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from email import message_from_string, policy
@@ -22,7 +23,7 @@ from hap.monitoring.delivery import send
 from hap.monitoring.findings import Finding, Look
 from hap.params import Alerts, Params
 from hap.registry.ledger import open_ledger
-from hap.workspace import Workspace
+from hap.workspace import Workspace, exclusive
 from tests.monitoring.receivers import SECRET, Webhook, mailbox, webhook
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # imported by a plugin of Apprise
@@ -177,6 +178,26 @@ def test_a_kill_between_delivering_and_noting_tells_twice_and_never_not_at_all(
     assert hook.titles == ["[page] input:cand_price"]
     assert [one.sent.arrived for one in deliver_waiting(ws, params)] == [True] and len(hook.got) == 2
     assert deliver_waiting(ws, params) == []
+
+
+def test_a_page_waits_for_another_delivery_instead_of_being_left_to_it(
+    ws: Workspace, default_params: Params, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
+    holding, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with exclusive(ws, "delivery", "delivers alerts", "delivering alerts", dt.datetime.now(dt.UTC)):
+            holding.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert holding.wait(60)
+    threading.Timer(1.0, leave.set).start()
+    told = settle_look(ws, params_of(default_params), look(4))
+    thread.join()
+    assert [one.sent.arrived for one in told.deliveries] == [True] and len(hook.got) == 1
 
 
 def test_no_secret_leaves_the_environment(
