@@ -78,6 +78,7 @@ def retrain(root: str, day: str) -> State:
     """Retrain the workspace at `root` for the day that judges. Ends as a completed run named by its verdict."""
     ws, judged = Workspace(Path(root)), parse_day(day)
     params, talk = ws.params(), current()
+    held = None
     with workspace_lock(ws, f"retrain --day {day}", dt.datetime.now(dt.UTC)):
         for words in end_orphans(ws):
             talk.say(f"  ended what a killed run had left: {words}")
@@ -105,8 +106,11 @@ def retrain(root: str, day: str) -> State:
         durable.write_json(_outcome_file(ws, judged), {"version": version})
         if params.promotion.auto and verdict.verdict == "pass":
             with talk.step("promote"):
-                talk.say(f"  {_step(steps.promote, 'promote')(ws, params, version)}")
-    return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {verdict.reasons[0] if verdict.reasons else verdict.verdict}")
+                said, held = _step(steps.promote_unless_held, "promote")(ws, params, version, judged)
+                for line in said:
+                    talk.say(f"  {line}")
+    reason = verdict.reasons[0] if verdict.reasons else verdict.verdict
+    return Completed(name=STATE_NAMES[verdict.verdict], message=f"v{version}: {reason}{f'; not promoted: {held}' if held else ''}")
 
 
 def _side_by_side(*running: PrefectFuture[Any]) -> None:

@@ -86,7 +86,7 @@ def _first_week(ws: Workspace, requests_per_day: int, seed: int, talk: Talk, beg
         with talk.step("score"):
             serving = _score(ws, params, last)
     with talk.step("drift"):
-        drift = drift_day(ws, last) if serving else None
+        drift = drift_day(ws, last).drift if serving else None
     champion = open_ledger(ws, params).served()
     return {
         "workspace": str(ws.root),

@@ -25,7 +25,9 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
     Args:
         url: stands in for serving.url.
     """
+    from flows.alerts import undelivered
     from flows.steps import unfinished_days
+    from hap.registry.incidents import incidents
     from hap.registry.versions import read_verdict
 
     params = remote.with_url(ws.params(), url)
@@ -33,6 +35,7 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
     verdicts = [
         read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
     ]
+    known = incidents(rows)
     champion, collected = journal.served(rows), partitions.collected_days(ws)
     holder, frozen = holder_file(ws), journal.freeze_in_force(rows)
     try:
@@ -43,6 +46,10 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
         "workspace": str(ws.root),
         "champion": f"v{champion}" if champion else None,
         "server": _server(ws, params.serving),
+        "alerts": {
+            "open": [{"cause": one.cause, "severity": one.severity, "since": one.since} for one in known.open],
+            "undelivered": undelivered(known, params),
+        },
         "running": describe_holder(holder) if holder.exists() else None,
         "last_verdicts": [{"version": f"v{v['version']}", "day": v["day"], "verdict": v["verdict"]} for v in verdicts[-3:]],
         "days_logged": [str(logged[0]), str(logged[-1])] if logged else [],
@@ -61,6 +68,7 @@ def status_text(value: dict[str, Any]) -> str:
         f"champion    {value['champion'] or 'none yet; promote one with `hapctl promote --model vN`'}",
         *([f"frozen      {value['frozen']}; `hapctl unfreeze` allows promotions again"] if value["frozen"] else []),
         f"server      {_server_text(value['server'])}",
+        f"alerts      {_alerts_text(value['alerts'])}",
         f"running     {value['running'] or 'nothing'}",
         "verdicts    " + ("; ".join(f"{v['version']} ({v['day']}) {v['verdict']}" for v in value["last_verdicts"]) or "none yet"),
         f"logs        {' to '.join(value['days_logged']) or 'none'}",
@@ -89,6 +97,14 @@ def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
         "restarts": server.restarts,
         "problem": server.problem,
     }
+
+
+def _alerts_text(alerts: dict[str, Any]) -> str:
+    shown = [f"{one['severity']} {one['cause']} since {one['since']}" for one in alerts["open"]]
+    if left := alerts["undelivered"]:
+        why = f" ({left[0]['place']}: {left[0]['why'] or 'not tried yet'})"
+        shown.append(f"{len(left)} undelivered{why}, try `hapctl alerts --deliver`")
+    return "; ".join(shown) or "none open"
 
 
 def _server_text(server: dict[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ from flows.stages import dvc, repro
 from flows.talk import current
 from hap import durable
 from hap.days import is_ripe, judging_days, training_window
+from hap.errors import Refused
 from hap.evaluation.verdict import Verdict
 from hap.logs import contract
 from hap.params import MODELS, Params
@@ -132,6 +133,36 @@ def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | N
     if list(raw["manifests"]) != [partitions.load(ws, day).id for day in window.judging]:
         return None
     return Verdict.from_json(raw)
+
+
+def watch_drift(ws: Workspace, params: Params, day: dt.date) -> list[str]:
+    """Compare the day with what the champion was trained on, and settle that into incidents; what changed, in lines.
+
+    Where nothing serves yet, the champion's days are no longer collected, or it was trained on this day, there is nothing to
+    compare with.
+    """
+    from flows.drift import compare, window_of
+
+    champion = open_ledger(ws, params).served()
+    window = window_of(ws, params, champion) if champion is not None else []
+    if not window or day in window or not all(partitions.find(ws, needed) for needed in window):
+        return ["nothing to compare with: no champion, its days are not collected, or it was trained on this one"]
+    return compare(ws, params, window, day).told.lines()
+
+
+def promote_unless_held(ws: Workspace, params: Params, version: int, day: dt.date) -> tuple[list[str], str | None]:
+    """Promote what passed; what was said, in lines, and what held it where something did: the version stays the challenger.
+
+    Where an incident can hold it, the judged day is looked at first: what drifted then must hold tonight's promotion.
+
+    Raises:
+        ServingError: no server runs.
+    """
+    said = watch_drift(ws, params, day) if params.drift.blocks_promotion else []
+    try:
+        return [*said, promote(ws, params, version)], None
+    except Refused as refused:
+        return [*said, str(refused)], str(refused)
 
 
 def promote(ws: Workspace, params: Params, version: int) -> str:

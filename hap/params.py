@@ -21,6 +21,8 @@ Negative = Literal["EN", "RN", "PRN", "GN"]
 RESERVED = {"request_id", "item_id", "event_time", "ingest_time", "published", "day", "kind", "bucket", "position", "k"}
 RESERVED |= {"served_at", "version", "score", "routed"}
 MODELS = ("light", "expressive")
+Severity = Literal["page", "ticket", "info"]
+SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "info")  # the worst first: wake someone, tell someone, write it down
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -316,6 +318,37 @@ class Drift(Strict):
     categorical_method: Literal["jensenshannon", "psi"] = "jensenshannon"
     categorical_threshold: Annotated[float, Field(gt=0)] = 0.1
     max_rows: Count = 20_000
+    page_from: float = Field(
+        default=3.0,
+        gt=1,
+        description="times its threshold from which a drifted column wakes someone, as a lost one does; below it is a ticket, since "
+        "the threshold says that a column moved, and not that tonight's answers are wrong",
+    )
+    blocks_promotion: bool = Field(default=False, description="whether an open incident that pages holds promotions; --force overrides")
+
+
+# A place is named by a variable, so that no secret lies in a file that git tracks.
+Variable = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+
+
+class Alerts(Strict):
+    """Whom to tell, by severity: names of environment variables, each of which holds one Apprise URL."""
+
+    page: tuple[Variable, ...] = ()
+    ticket: tuple[Variable, ...] = ()
+    info: tuple[Variable, ...] = ()
+    grow: float = Field(default=1.5, gt=1, description="times the figure last told from which an open incident is told again")
+    deadline_s: float = Field(default=10.0, ge=1, description="of one delivery, from starting its process; what takes longer is ended")
+    attempts: int = Field(default=3, ge=1, description="at delivering before a message is kept for the next command")
+    retry_wait_s: float = Field(default=1.0, ge=0, description="before the second attempt; doubled before each further one")
+
+    def places(self, severity: str) -> tuple[str, ...]:
+        """The variables that name the places of a severity."""
+        return tuple(dict.fromkeys(getattr(self, severity)))
+
+    def every_place(self) -> tuple[str, ...]:
+        """The variables of all severities."""
+        return tuple(dict.fromkeys(name for severity in SEVERITIES for name in self.places(severity)))
 
 
 class Keep(Strict):
@@ -371,6 +404,7 @@ class Params(Strict):
     mlflow: Mlflow = Mlflow()
     serving: Serving = Serving()
     drift: Drift = Drift()
+    alerts: Alerts = Alerts()
     keep: Keep = Keep()
     schedule: Schedule = Schedule()
     storage: Storage = Storage()
@@ -412,7 +446,8 @@ def load_params(path: Path) -> Params:
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        shown = " ".join("(a URL)" if "://" in word else word for word in str(error).split())  # the line at fault may hold a secret
+        raise ConfigError(f"{path} is not YAML: {shown}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold keys and values, not {type(raw).__name__}")
     return resolve(raw, str(path))
@@ -431,6 +466,8 @@ def resolve(raw: dict[str, Any], source: str) -> Params:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         key = ".".join(str(part) for part in first["loc"])
+        if first["loc"][:1] == ("alerts",):
+            raise ConfigError(f"{source}: {_alerts_error(first['loc'], first['type'], first['msg'])}{more}") from None
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(first["loc"][:-1]), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(_known_keys(first['loc'][:-1]))}"
@@ -438,6 +475,22 @@ def resolve(raw: dict[str, Any], source: str) -> Params:
         message = first["msg"].removeprefix("Value error, ")
         where = f"{key}: " if key else ""
         raise ConfigError(f"{source}: {where}{message}; found {str(first['input'])[:60]!r}{more}") from None
+
+
+def _alerts_error(location: tuple[Any, ...], kind: str, message: str) -> str:
+    """What is wrong with the section `alerts`, without what stands there: that may be a URL, and so a secret."""
+    key = ".".join(str(part) for part in location)
+    known = _known_keys(("alerts",))
+    if kind == "extra_forbidden":
+        named = f"unknown key {key!r}" if key.replace(".", "").isidentifier() else "a key of alerts that is not a name"
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        return f"{named}; did you mean {near[0]!r}?" if near else f"{named}; known here: {', '.join(known)}"
+    if len(location) > 1 and location[1] not in SEVERITIES:
+        return f"{key}: {message}"
+    return (
+        f"{key} takes names of environment variables in capitals, such as [HAP_ALERTS_PAGE], and no URL, since a URL holds a secret; "
+        "put the URL into the environment: `export HAP_ALERTS_PAGE=URL`"
+    )
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

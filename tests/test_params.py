@@ -74,3 +74,43 @@ def test_surgery_and_learned_weights_refuse_each_other() -> None:
     with pytest.raises(ConfigError, match=r"train\.surgery pcgrad and loss\.weighting uncertainty") as refusal:
         resolve(values, "params.yaml")
     assert "\n" not in str(refusal.value)
+
+
+SECRET = "xoxb-s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "alerts",
+    [
+        {"page": [f"slack://{SECRET}/#night"]},
+        {"page": f"slack://{SECRET}/#night"},
+        {"page": [{"url": f"slack://{SECRET}"}]},
+        {"page": [SECRET]},
+        {f"slack://{SECRET}": ["HAP_ALERTS_PAGE"]},
+        {"grow": f"slack://{SECRET}"},
+        f"slack://{SECRET}/#night",
+        [f"slack://{SECRET}/#night"],
+    ],
+)
+def test_a_url_among_the_alerts_is_refused_in_one_line_that_does_not_repeat_it(alerts: object) -> None:
+    with pytest.raises(ConfigError, match="alerts") as refusal:
+        resolve({**raw(), "alerts": alerts}, "params.yaml")
+    message = str(refusal.value)
+    assert SECRET not in message and "\n" not in message
+    assert refusal.value.__cause__ is None and refusal.value.__suppress_context__
+
+
+def test_a_url_says_where_it_belongs_and_a_misspelt_key_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"alerts\.page.* no URL, since a URL holds a secret.*export HAP_ALERTS_PAGE=URL"):
+        resolve({**raw(), "alerts": {"page": ["json://127.0.0.1"]}}, "params.yaml")
+    with pytest.raises(ConfigError, match=r"unknown key 'alerts\.pages'; did you mean 'page'"):
+        resolve({**raw(), "alerts": {"pages": ["HAP_ALERTS_PAGE"]}}, "params.yaml")
+    with pytest.raises(ConfigError, match=r"alerts\.attempts: .*greater than or equal to 1"):
+        resolve({**raw(), "alerts": {"attempts": 0}}, "params.yaml")
+
+
+def test_a_file_that_is_not_yaml_is_told_without_the_url_in_it(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"alerts: {{page: [slack://{SECRET}/x]\nseed: 1\n")
+    with pytest.raises(ConfigError, match="not YAML") as refusal:
+        load_params(tmp_path / "params.yaml")
+    assert SECRET not in str(refusal.value)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from hap.cli import build, data, release, serving, watch
+from hap.cli import alerts, build, data, release, serving, watch
 from hap.errors import HapError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for words in (data, build, release, serving, watch):
+for words in (data, build, release, serving, watch, alerts):
     words.register(app)
 
 

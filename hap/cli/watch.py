@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def drift(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = False) -> None:
-    """Compare a day with the champion's training window: an HTML page and JSON. Exit code 4 when something drifted.
+    """Compare a day with the champion's training window: an HTML page, JSON and alerts. Exit code 4 when something drifted.
 
     Example: hapctl drift --day 2026-01-04
     """
@@ -27,7 +27,8 @@ def drift(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = Fal
         typer.echo(f"would compare {wanted} with the champion's training window and write into {ws.pages}")
         return
     with talking(Talk()):
-        found = drift_day(ws, wanted)
+        watched = drift_day(ws, wanted)
+    found = watched.drift
     rows = [
         [name, one.method, _figure(one.value), _figure(one.threshold), "DRIFTED" if one.drifted else one.note or ""]
         for name, one in found.columns.items()
@@ -35,7 +36,8 @@ def drift(day: Day, root: Root = None, json: Json = False, dry_run: DryRun = Fal
     text = table(["column", "method", "value", "threshold", ""], rows)
     reference = f"{found.reference_days[0]} to {found.reference_days[-1]}"
     text += f"\n{len(found.drifted)} of {len(found.columns)} columns drifted from {reference}; page {found.html}"
-    answer({**found.to_json(), "html": str(found.html), "json": str(found.json)}, text, json)
+    text = "\n".join([text, *watched.told.lines()])
+    answer({**found.to_json(), "html": str(found.html), "json": str(found.json), "alerts": watched.told.to_json()}, text, json)
     raise typer.Exit(found.exit_code)
 
 

@@ -16,13 +16,16 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hap import durable
 from hap.errors import DataError
-from hap.params import KINDS, Drift, Features, Params
+from hap.monitoring.causes import LEAST_ROWS, look_at
+from hap.monitoring.columns import Column, ColumnDrift, judged_columns
+from hap.monitoring.findings import Look
+from hap.params import Drift, Features, Params
 from hap.samples.order_key import order_key_sql
 from hap.samples.partitions import parquet_files
 from hap.workspace import Workspace
@@ -31,41 +34,11 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-SCHEMA = 1  # of the JSON; raised when a reader of the old one would be misled
+SCHEMA = 2  # of the JSON; raised when a reader of the old one would be misled
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
-LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
-GN = KINDS.index("GN")
 RANKS = (10, 100, 1000)
 CHANCE = 0.999  # sampling noise stays below what widens a threshold this often
 WASSERSTEIN_NOISE = 3.0  # the same quantile of the distance of two equal normal samples, in units of sqrt(1/n + 1/m)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once."""
-
-    name: str
-    type: Literal["numeric", "categorical"]
-    level: Literal["request", "candidate"]
-    sql: str  # over the samples' columns; a candidate's own value is c.NAME
-    source: str  # the column of the samples that it is made from
-    cluster: str | None = None
-    role: Literal["value", "present", "seen", "rank"] = "value"
-
-
-@dataclass(frozen=True)
-class ColumnDrift:
-    """One column as judged; `threshold` is the configured one widened by the noise of samples this small."""
-
-    method: str | None
-    value: float | None
-    threshold: float | None
-    drifted: bool
-    reference_mean: float | None
-    current_mean: float | None
-    reference_rows: int
-    current_rows: int
-    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +51,7 @@ class DriftResult:
     columns: dict[str, ColumnDrift]
     html: Path
     json: Path
-    findings: tuple[str, ...] = field(default=())  # in words: drift, and columns that are new, gone or empty
+    look: Look  # what it comes to, by cause
 
     @property
     def exit_code(self) -> int:
@@ -92,50 +65,10 @@ class DriftResult:
             "day": self.day,
             "reference_days": list(self.reference_days),
             "drifted": list(self.drifted),
-            "findings": list(self.findings),
+            "findings": [finding.to_json() for finding in self.look.findings],
+            "unjudged": sorted(self.look.unjudged),
             "columns": {name: asdict(column) for name, column in self.columns.items()},
         }
-
-
-def judged_columns(features: Features) -> list[Column]:
-    """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
-    columns: list[Column] = []
-    user, item = next((feature.name for feature in features.user if feature.type == "id"), None), "cand_item_id"
-
-    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None) -> None:
-        value = f'{"c" if level == "candidate" else "r"}."{name}"'
-        if type_ == "dense":
-            columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster))
-            present = f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END"
-            columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present"))
-        elif type_ == "category":
-            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster))
-        else:
-            columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, None, "seen"))
-            columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, None, "rank"))
-
-    for feature in features.user:
-        add(feature.name, feature.type, "request", user)
-    for feature in features.context:
-        add(feature.name, feature.type, "request", None)
-    kinds = "list_count(list_filter(cand_kind, lambda k: k = {}))"
-    exposed = f"({kinds.format(0)} + {kinds.format(1)})"
-    logged = f"(len(cand_kind) - {kinds.format(GN)})"  # GN are drawn by us, as many as there are clicks: not the cascade's doing
-    figures: dict[str, tuple[str, str, str | None]] = {
-        "history_length": ("len(hist_age_hours)", "hist_age_hours", user),
-        "candidates": (logged, "cand_kind", None),
-        "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind", None),
-        "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind", None),
-    }
-    for code, kind in enumerate(KINDS[:GN]):
-        figures[f"share_{kind}"] = (f"{kinds.format(code)} / nullif({logged}, 0)", "cand_kind", None)
-    for name in set(figures) & {feature.name for feature in features.user + features.context}:
-        del figures[name]  # a declared feature keeps its name
-    for name, (sql, source, cluster) in figures.items():
-        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, cluster))
-    for feature in features.item:
-        add(f"cand_{feature.name}", feature.type, "candidate", item)
-    return columns
 
 
 def sample_frames(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -289,11 +222,8 @@ def drift_report(
         )  # fmt: skip
     drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
     ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
-    findings = [_sentence(name, judged[name]) for name in drifted]
-    findings += [f"{name}: {one.note}" for name, one in ordered.items() if one.method is None and not one.drifted]
-    result = DriftResult(
-        str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, html, json, tuple(findings)
-    )
+    look = look_at(str(day), judged_columns(features), judged, settings.page_from)
+    result = DriftResult(str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, html, json, look)
     durable.write_bytes(html, page)
     durable.write_json(json, result.to_json())
     return result
@@ -406,15 +336,6 @@ def _absence(column: Column, in_reference: bool, in_current: bool, before: int, 
 
 def _severity(one: ColumnDrift) -> float:
     return one.value / one.threshold if one.value is not None and one.threshold else math.inf
-
-
-def _sentence(name: str, one: ColumnDrift) -> str:
-    if one.method is None or one.value is None or one.threshold is None:
-        return f"{name}: {one.note}"
-    moved = ""
-    if one.reference_mean is not None and one.current_mean is not None:
-        moved = f"; its mean went from {one.reference_mean:.4g} to {one.current_mean:.4g}"
-    return f"{name}: {one.method} {one.value:.3f} over {one.threshold:.3f}{moved}"
 
 
 def _mean(values: "pd.Series[Any]") -> float | None:

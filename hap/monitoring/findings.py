@@ -5,10 +5,9 @@ Every watcher returns findings; the page ranks them, alerts group them by cause,
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-Severity = Literal["page", "ticket", "info"]
-SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "info")  # the worst first: wake someone, tell someone, write it down
+from hap.params import SEVERITIES, Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,17 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """The fields, with the kind."""
         return {**asdict(self), "kind": self.kind}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one watcher saw of one day."""
+
+    watcher: str  # what looked, such as drift; an incident is closed by the watcher that opened it alone
+    day: str
+    findings: tuple[Finding, ...]  # one for each cause, at most
+    unjudged: frozenset[str] = frozenset()  # causes that the day has too little data for
+    missing: bool = False  # the day has no data at all, so nothing can be said of any cause
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

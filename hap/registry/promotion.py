@@ -20,6 +20,7 @@ from hap.errors import Busy, HapError, NotFound, Refused, ServingError, UsageErr
 from hap.params import Params
 from hap.registry import ledger as journal
 from hap.registry import versions
+from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, Ledger, Row, State
 from hap.registry.local import bundle_folder, fetched, local, local_versions, require_room
 from hap.registry.retention import needed_here
@@ -90,7 +91,7 @@ def promote(
     Raises:
         UsageError: force without a reason.
         NotFound: no such version, or its bundle was freed.
-        Refused: the verdict is not a pass and force is not given, or promotions are frozen.
+        Refused: the verdict is not a pass, or an incident holds promotions, and force is not given; or promotions are frozen.
         HapError: the disk has no room for its files; what served before serves on, here and in all that follows.
         Busy: another promotion runs.
         ServingError: no server is ready, or it refused the version; what served before serves on.
@@ -110,6 +111,10 @@ def promote(
             return Promotion(action="promote", outcome="unchanged", version=version, previous=current, notes=tuple(notes))
         journal.refuse_if_frozen(rows)
         word, forced = _allowed(ws, version, current, force)
+        held = promotions_held(rows) if params.drift.blocks_promotion else None
+        if held and not force:
+            raise Refused(held)
+        forced |= held is not None
         _need_server(desk, offline)
         stored_bytes = 0 if bundle_folder(ws, version).is_dir() else sum(versions.stored_bundle(ws, params, known).values())
         require_room(ws, version, stored_bytes, f"promote of {label(version)}")

@@ -20,7 +20,7 @@ WORDS = {
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
     *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
     *("serve", "stop", "score"),
-    *("drift", "status", "doctor"),
+    *("drift", "status", "doctor", "alerts", "ack", "snooze"),
 }
 
 
@@ -56,10 +56,10 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe", "gc"):
+    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe", "gc", "alerts"):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule"):  # fmt: skip
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
         assert "--root" in options[name], name
@@ -84,6 +84,9 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["restore", "v1", "--into", "/nonexistent/x"], 1, "v1 is not registered"),
         (["drift", "--day", "2026-01-03"], 1, "no champion yet"),
         (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
+        (["ack", "input:cand_price"], 1, "no incident 'input:cand_price' is open; none is"),
+        (["snooze", "input:cand_price", "--until", "8h"], 1, "no incident 'input:cand_price' is open"),
+        (["snooze", "input:cand_price", "--until", "tomorrow"], 2, "30m, 8h or 2d"),
         (["score"], 2, "FILE"),
         (["retrain", "--day", "0001-01-01"], 2, "1970"),
         (["simulate", "--from", "9999-12-30"], 2, "1970"),
@@ -156,6 +159,7 @@ def test_answers_are_json_where_asked(hapctl: Run, ws: Workspace) -> None:
     assert orjson.loads(hapctl("status", "--json", "--root", ws.root)[1])["champion"] is None
     assert orjson.loads(hapctl("models", "--json", "--root", ws.root)[1]) == []
     assert orjson.loads(hapctl("ledger", "--json", "--root", ws.root)[1]) == []
+    assert orjson.loads(hapctl("alerts", "--json", "--root", ws.root)[1]) == []
     assert {finding["check"] for finding in orjson.loads(hapctl("doctor", "--json", "--root", ws.root)[1])} >= {
         "platform",
         "triton",

@@ -19,8 +19,12 @@ import yaml
 from flows.page import artifact_key
 from flows.prefect_server import prefect_api
 from hap.logs.simulator import simulate
+from hap.monitoring.alerts import apply
+from hap.monitoring.findings import Finding, Look
+from hap.params import Alerts
 from hap.project import project_file
 from hap.registry import mlflow_store, versions
+from hap.registry.ledger import open_ledger
 from hap.workspace import Workspace, git, holder_file, init_workspace
 from tests.conftest import FIRST_DAY
 
@@ -175,3 +179,17 @@ def test_a_light_model_that_is_taught_comes_after_its_teacher_and_changes_with_i
     assert trained(16) == first
     second = trained(24)
     assert first["light"] < second["expressive"] < second["light"]
+
+
+def test_an_incident_that_pages_holds_the_flows_promotion_and_ends_no_retrain(ws: Workspace) -> None:
+    raw = yaml.safe_load(ws.params_file.read_text())
+    raw["gate"] |= {"margin": 0.5, "floors": dict.fromkeys(("EN", "RN", "PRN", "GN"), 0.01)}
+    raw |= {"promotion": {"auto": True}, "drift": {"blocks_promotion": True}}
+    ws.params_file.write_text(yaml.safe_dump(raw))
+    found = Finding(cause="input:cand_price", severity="page", said="cand_price moved")
+    look = Look(watcher="drift", day=str(DAY), findings=(found,))
+    apply(open_ledger(ws, ws.params()), look, Alerts(), dt.datetime.now(dt.UTC))
+    done = hapctl("retrain", "--day", DAY, "--root", ws.root, "--json")
+    assert (done.returncode, orjson.loads(done.stdout)["verdict"]["verdict"]) == (0, "pass"), done.stderr
+    assert f"promotions are held: input:cand_price is open since {DAY}" in done.stderr
+    assert open_ledger(ws, ws.params()).served() is None and versions.list_versions(ws, ws.params())[0].challenger

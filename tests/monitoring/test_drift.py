@@ -14,7 +14,8 @@ import pytest
 from hap import durable
 from hap.days import start_of
 from hap.errors import DataError, NotFound
-from hap.monitoring.drift import ColumnDrift, drift_report, judged_columns, report_drift, sample_frames
+from hap.monitoring.columns import ColumnDrift, judged_columns
+from hap.monitoring.drift import drift_report, report_drift, sample_frames
 from hap.params import Drift, Features, resolve
 from hap.samples import partitions
 from hap.workspace import Workspace
@@ -105,7 +106,7 @@ def test_a_quiet_day_raises_no_alarm_and_is_written_whole(quiet):
     assert quiet.drifted == () and quiet.exit_code == 0
     written = orjson.loads(quiet.json.read_bytes())
     assert (
-        written["schema"] == 1
+        written["schema"] == 2
         and written["day"] == "2026-01-04"
         and written["reference_days"] == ["2026-01-01", "2026-01-02", "2026-01-03"]
     )
@@ -116,7 +117,9 @@ def test_a_quiet_day_raises_no_alarm_and_is_written_whole(quiet):
 
 def test_a_shifted_price_alarms_by_name_and_nothing_else_does(shifted):
     assert shifted.drifted == ("cand_price",) and shifted.exit_code == 4
-    assert shifted.findings[0].startswith("cand_price: wasserstein ") and "its mean went from" in shifted.findings[0]
+    assert [finding.cause for finding in shifted.look.findings] == ["input:cand_price"]
+    said = shifted.look.findings[0].said
+    assert said.startswith("cand_price: wasserstein ") and "its mean went from" in said
 
 
 def test_the_page_names_no_outside_resource(shifted):
@@ -155,6 +158,7 @@ def test_a_column_that_is_null_all_day_is_a_finding(tmp_path):
 def test_a_column_that_is_gone_is_a_finding(tmp_path):
     result = report(workspace(tmp_path, drop=["cand_price"]))
     assert result.drifted[:1] == ("cand_price",) and result.columns["cand_price"].note == "the column is gone"
+    assert [(finding.cause, finding.severity) for finding in result.look.findings] == [("input:cand_price", "page")]
 
 
 def test_a_new_column_is_named_and_is_no_drift(tmp_path):
@@ -163,7 +167,8 @@ def test_a_new_column_is_named_and_is_no_drift(tmp_path):
         write_samples(ws, day, drop=["activity"])
     write_samples(ws, DAYS[3])
     result = report(ws)
-    assert "activity: the column is new, there is nothing to compare with" in result.findings
+    assert result.columns["activity"].note == "the column is new, there is nothing to compare with"
+    assert [(finding.cause, finding.severity) for finding in result.look.findings] == [("input:activity", "info")]
     assert "activity" not in result.drifted
 
 
@@ -201,7 +206,8 @@ def test_one_request_is_enough_to_run(tmp_path):
         write_samples(ws, day, requests=1)
     result = report(ws)
     assert result.exit_code == 0
-    assert "activity: too few rows to compare: 3 in the reference, 1 on the day, 20 are needed" in result.findings
+    assert result.columns["activity"].note == "too few rows to compare: 3 in the reference, 1 on the day, 20 are needed"
+    assert result.look.findings == () and "input:activity" in result.look.unjudged and result.look.missing
 
 
 def test_sampling_is_bounded_and_repeats_itself(tmp_path):

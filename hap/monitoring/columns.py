@@ -1,0 +1,77 @@
+"""The columns of samples that drift judges, and what it says of one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hap.params import KINDS, Features
+
+GN = KINDS.index("GN")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once."""
+
+    name: str
+    type: Literal["numeric", "categorical"]
+    level: Literal["request", "candidate"]
+    sql: str  # over the samples' columns; a candidate's own value is c.NAME
+    source: str  # the column of the samples that it is made from
+    cluster: str | None = None
+    role: Literal["value", "present", "seen", "rank"] = "value"
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column as judged; `threshold` is the configured one widened by the noise of samples this small."""
+
+    method: str | None
+    value: float | None
+    threshold: float | None
+    drifted: bool
+    reference_mean: float | None
+    current_mean: float | None
+    reference_rows: int
+    current_rows: int
+    note: str | None = None
+
+
+def judged_columns(features: Features) -> list[Column]:
+    """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
+    columns: list[Column] = []
+    user, item = next((feature.name for feature in features.user if feature.type == "id"), None), "cand_item_id"
+
+    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None) -> None:
+        value = f'{"c" if level == "candidate" else "r"}."{name}"'
+        if type_ == "dense":
+            columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster))
+            present = f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END"
+            columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present"))
+        elif type_ == "category":
+            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster))
+        else:
+            columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, None, "seen"))
+            columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, None, "rank"))
+
+    for feature in features.user:
+        add(feature.name, feature.type, "request", user)
+    for feature in features.context:
+        add(feature.name, feature.type, "request", None)
+    kinds = "list_count(list_filter(cand_kind, lambda k: k = {}))"
+    exposed = f"({kinds.format(0)} + {kinds.format(1)})"
+    logged = f"(len(cand_kind) - {kinds.format(GN)})"  # GN are drawn by us, as many as there are clicks: not the cascade's doing
+    figures: dict[str, tuple[str, str, str | None]] = {
+        "history_length": ("len(hist_age_hours)", "hist_age_hours", user),
+        "candidates": (logged, "cand_kind", None),
+        "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind", None),
+        "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind", None),
+    }
+    for code, kind in enumerate(KINDS[:GN]):
+        figures[f"share_{kind}"] = (f"{kinds.format(code)} / nullif({logged}, 0)", "cand_kind", None)
+    for name in set(figures) & {feature.name for feature in features.user + features.context}:
+        del figures[name]  # a declared feature keeps its name
+    for name, (sql, source, cluster) in figures.items():
+        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, cluster))
+    for feature in features.item:
+        add(f"cand_{feature.name}", feature.type, "candidate", item)
+    return columns
