@@ -251,14 +251,19 @@ def measure_case(
         "ways": found,
         "throughput": rates,
         "ratios": {
-            "cpu": ours["cpu_ms"] / other["cpu_ms"],
-            "p50": ours["p50_ms"] / other["p50_ms"],
-            "throughput": {many: rates["ensemble"][many] / rates["expressive on all"][many] for many in rates["ensemble"]},
+            "cpu": over(ours["cpu_ms"], other["cpu_ms"]),
+            "p50": over(ours["p50_ms"], other["p50_ms"]),
+            "throughput": {many: over(rates["ensemble"][many], rates["expressive on all"][many]) for many in rates["ensemble"]},
         },
         "server_adds_cpu_ms": ours["cpu_ms"] - found["in process"]["cpu_ms"],
         "steps_ms": {name: steps[name] for name in ("hap", *GRAPHS[:3]) if name in steps},
         "bytes": bytes_per_request(requests[0], k),
     }
+
+
+def over(one: float, other: float) -> float:
+    """A ratio; NaN over nothing, which a few requests between two ticks of the CPU clock take."""
+    return one / other if other else float("nan")
 
 
 def measure_small(client: HapClient, server: Server, params: Params, k: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -270,7 +275,7 @@ def measure_small(client: HapClient, server: Server, params: Params, k: int, arg
     }
     found = interleaved(ways, requests, args.rounds, seed=SMALL)
     equal = all(np.array_equal(client.score(one, k=k).score, client.score(one, k=k, model="expressive_all").score) for one in requests)
-    ratio = {name: found["client"][name] / found["expressive alone"][name] for name in ("cpu_ms", "p50_ms")}
+    ratio = {name: over(found["client"][name], found["expressive alone"][name]) for name in ("cpu_ms", "p50_ms")}
     return {"candidates": SMALL, "k": k, "ways": found, "ratio": ratio, "equal_scores": equal}
 
 

@@ -16,7 +16,7 @@ def answer(*words):
 
 
 def test_serve_reports_every_way_of_every_size_and_equal_scores_where_all_are_routed():
-    words = ["--block", "2", "--rounds", "1", "--seconds", "0.2", "--throughput-rounds", "1"]
+    words = ["--block", "10", "--rounds", "1", "--seconds", "0.2", "--throughput-rounds", "1"]
     found = answer("benchmarks.serve", *words)
     assert [(case["candidates"], case["k"]) for case in found["cases"]] == [(1000, 200), (1830, 550)]
     for case in found["cases"]:

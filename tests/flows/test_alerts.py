@@ -52,6 +52,7 @@ def hapctl(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
+@pytest.mark.long
 def test_a_drifted_day_is_told_once_and_its_recovery_too(ws: Workspace, hapctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hapctl("alerts")[:2] == (0, "no incident is open\n")
     code, out, _ = hapctl("drift", "--day", "2026-01-04")

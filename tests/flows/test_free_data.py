@@ -18,6 +18,8 @@ from hap.workspace import Workspace, commit, init_workspace
 from tests.registry.test_restore import STAGES, contents, dvc
 from tests.serving.handmade import make_bundle
 
+pytestmark = pytest.mark.long
+
 NOW = dt.datetime.now(dt.UTC) + dt.timedelta(days=60)  # MLflow stamps versions by its own clock
 
 

@@ -81,9 +81,10 @@ def training_record(default_params):
     }
 
 
-@pytest.fixture
-def subject(tmp_path, default_params):
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory, default_params):
     """Of a version judged against a champion, with everything that a page can show."""
+    tmp_path = tmp_path_factory.mktemp("bundle")
 
     def make(against=1, training=True, requests=500, better=0.1, **changes):
         kind, offsets = np.tile(KIND, requests), np.arange(requests + 1) * KIND.size
@@ -110,38 +111,44 @@ def subject(tmp_path, default_params):
     return make
 
 
+@pytest.fixture(scope="module")
+def shown(subject):
+    """A usual subject, and its page."""
+    one = subject()
+    return one, render(one)
+
+
 def words(page):
     """The text of a page, as a person reads it."""
     text = re.sub(r"<style.*?</style>|<head>.*?</head>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
 
 
-def test_a_page_says_the_verdict_its_reasons_and_what_to_do_next(subject):
-    one = subject()
-    page = words(render(one))
+def test_a_page_says_the_verdict_its_reasons_and_what_to_do_next(shown):
+    one, page = shown[0], words(shown[1])
     assert one.verdict.verdict == "pass" and "v2: pass" in page and one.verdict.reasons[0] in page
     assert "Next: hapctl promote --model v2" in page and "compared with v1" in page
 
 
-def test_every_rule_of_the_verdict_is_on_the_page(subject):
-    one = subject()
-    page = render(one).replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'")
+def test_every_rule_of_the_verdict_is_on_the_page(shown):
+    one, page = shown
+    page = page.replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'")
     assert [rule.name for rule in one.verdict.rules if rule.name not in page] == []
 
 
-def test_a_page_has_every_figure_as_a_picture_that_cannot_run(subject):
-    page = render(subject())
+def test_a_page_has_every_figure_as_a_picture_that_cannot_run(shown):
+    page = shown[1]
     pictures = re.findall(r'<img[^>]+src="(data:image/svg\+xml;base64,[^"]+)"', page)
     assert len(pictures) == 8 == page.count("<img")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "default-src 'none'" in page
 
 
-def test_equal_subjects_give_equal_bytes(subject):
-    assert render(subject()) == render(subject())
+def test_equal_subjects_give_equal_bytes(shown, subject):
+    assert render(subject()) == shown[1]
 
 
-def test_text_from_data_is_escaped(subject):
-    page = render(subject())
+def test_text_from_data_is_escaped(shown):
+    page = shown[1]
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
@@ -171,11 +178,12 @@ def test_costs_say_what_a_thousandth_of_gauc_takes(subject):
     assert f"per +.001 {operations / 1e3:.3g} k" in words(render(one))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("chromium") is None and "CI" not in os.environ, reason="no chromium here: apt-get install chromium")
 @pytest.mark.parametrize("width", [1200, 400])
-def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(subject, tmp_path, width):
+def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(shown, tmp_path, width):
     page, shot, log = tmp_path / "v2.html", tmp_path / "v2.png", tmp_path / "network.json"
-    page.write_text(render(subject()))
+    page.write_text(shown[1])
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
     browser += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
     browser += ["--enable-logging=stderr", f"--window-size={width},6000", f"--screenshot={shot}", page.as_uri()]
