@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND_COLOURS = {"EN": "#d55e00", "RN": "#e69f00", "PRN": "#0072b2", "GN": "#009e73"}  # Okabe and Ito: told apart by every eye
+OTHER_COLOURS = ("#cc79a7", "#56b4e9")  # pairs of kinds are six
 MEMBER_COLOURS = {"light": "#56b4e9", "expressive": "#cc79a7", "cascade": "#1f2937"}
 INK, FAINT, BAND = "#1f2937", "#9aa3af", "#fee2e2"
 STYLE: Any = {
@@ -45,8 +46,11 @@ Row = Mapping[str, Any]
 def picture(draw: Callable[[], "Figure"]) -> str:
     """What `draw` draws, in the pages' style, as a data URI: apart from the page, it can neither load nor run anything."""
     import matplotlib
+    from cycler import cycler
 
-    with matplotlib.rc_context(STYLE):
+    # Kinds in their order have their own colours wherever figures number them (hap.training.conflict.draw_conflict).
+    kinds = cycler(color=[*KIND_COLOURS.values(), *OTHER_COLOURS])
+    with matplotlib.rc_context({**STYLE, "axes.prop_cycle": kinds}):
         buffer = io.BytesIO()
         draw().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -177,35 +181,6 @@ def training(models: Mapping[str, Row]) -> "Figure":
             )
         by_step.set(title=f"{model}: terms of the loss by step")
         by_step.legend(fontsize=8.5, ncols=5)
-    return figure
-
-
-def conflict(models: Mapping[str, Sequence[Row]]) -> "Figure":
-    """What each kind of negatives asks of the shared parameters: norms by step, and mean cosines between kinds; a row for each model."""
-    import numpy as np
-
-    figure, axes = panels(2, 2.9, rows=len(models), width=8.6)
-    for place, (model, records) in enumerate(models.items()):
-        norms, heat = axes[2 * place : 2 * place + 2]
-        for kind in NEGATIVES:
-            points = [(one["step"], one["norm"][kind]) for one in records if kind in one["norm"]]
-            if points:
-                norms.plot(*zip(*points, strict=True), color=KIND_COLOURS[kind], label=kind, marker="." if len(points) < 30 else None)
-        norms.set(title=f"{model}: norm of each kind's gradient", xlabel="step", ylim=(0, None))
-        norms.legend(fontsize=8.5, ncols=4)
-        mean = np.full((len(NEGATIVES), len(NEGATIVES)), np.nan)
-        np.fill_diagonal(mean, 1.0)
-        for pair in {pair for one in records for pair in one["cosine"]}:
-            row, column = map(NEGATIVES.index, pair.split("|"))
-            mean[row, column] = mean[column, row] = np.mean([one["cosine"][pair] for one in records if pair in one["cosine"]])
-        heat.imshow(mean, vmin=-1, vmax=1, cmap="RdBu")
-        heat.set(title=f"{model}: mean cosines", xticks=range(len(NEGATIVES)), yticks=range(len(NEGATIVES)))
-        heat.set_xticklabels(NEGATIVES)
-        heat.set_yticklabels(NEGATIVES)
-        heat.grid(visible=False)
-        for row, column in np.argwhere(np.isfinite(mean)):
-            dark = abs(mean[row, column]) > 0.6
-            heat.text(column, row, f"{mean[row, column]:.2f}", ha="center", va="center", color="white" if dark else INK)
     return figure
 
 

@@ -5,6 +5,7 @@ Everything shown is read from the verdict, the bundle, and the training's record
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hap.pages import figures
 from hap.params import MODELS, NEGATIVES
 from hap.registry.versions import Version, label
 from hap.serving.bundle import Bundle
+from hap.training.conflict import draw_conflict
 
 Spent = Mapping[str, Any]  # what a training took: spent/MODEL.json
 SHOWN_CANDIDATES = 1000  # of a request, for operations
@@ -175,9 +177,9 @@ def _pictures(subject: Subject) -> dict[str, str]:
     if subject.training:
         models = {name: subject.training["models"][name] for name in MODELS}
         drawn["training"] = figures.picture(lambda: figures.training(models))
-        looked = {name: seen["curves"]["conflict"] for name, seen in models.items() if seen["curves"]["conflict"]}
-        if looked:
-            drawn["conflict"] = figures.picture(lambda: figures.conflict(looked))
+        for name, seen in models.items():
+            if looks := seen["curves"]["conflict"]:
+                drawn[f"conflict-{name}"] = figures.picture(partial(draw_conflict, looks, f"{name}: norms"))
     return drawn
 
 

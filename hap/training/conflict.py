@@ -59,7 +59,7 @@ def draw_conflict(records: Sequence[dict[str, Any]], title: str) -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    figure = Figure(figsize=(11.5, 3.6), layout="constrained")
     norms, cosines, heat = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
     pairs = [f"{a}|{b}" for place, a in enumerate(NEGATIVES) for b in NEGATIVES[place + 1 :]]
     _draw_curves(norms, records, "norm", NEGATIVES)
@@ -76,6 +76,7 @@ def draw_conflict(records: Sequence[dict[str, Any]], title: str) -> "Figure":
             row, column = map(NEGATIVES.index, pair.split("|"))
             mean[row, column] = mean[column, row] = float(np.mean(found))
     heat.imshow(mean, vmin=-1, vmax=1, cmap="RdBu")
+    heat.grid(visible=False)  # whatever the style in force
     heat.set(xticks=range(len(NEGATIVES)), yticks=range(len(NEGATIVES)), title="mean cosine between kinds")
     heat.set_xticklabels(NEGATIVES)
     heat.set_yticklabels(NEGATIVES)

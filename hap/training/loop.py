@@ -22,7 +22,7 @@ from hap.models.batch import Batch
 from hap.models.build import build_model, dense_parameters
 from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
-from hap.training.checkpoint import load_checkpoint, save_checkpoint
+from hap.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
 from hap.training.distill import distill_term, load_teacher
 from hap.training.feed import Feed, Pool
@@ -121,6 +121,8 @@ def train(
     state = load_checkpoint(place.folder, place.key) if place else None
     if state:
         run.resume(state, trained)
+    elif place and ranks.leads:
+        drop_checkpoints(place.folder)  # of another training: where it had come further, its files would push ours out
     while run.epoch <= settings.epochs:
         over = run.train_epoch(trained, report, place)
         gaucs = run.agreed(heldout_gauc(model, heldout.pools(), params, device) if ranks.leads else {})

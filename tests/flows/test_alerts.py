@@ -1,8 +1,6 @@
 """From a drifted day to somebody's webhook and back, by the words that a person types."""
 
 import datetime as dt
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +11,15 @@ import yaml
 import flows.drift
 from flows import steps
 from flows.alerts import parse_until
-from hap.cli.main import main
 from hap.errors import UsageError
 from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, open_ledger
 from hap.workspace import Workspace, init_workspace
 from tests.monitoring.receivers import webhook
 from tests.monitoring.test_drift import DAYS, FEATURES, write_samples
+from tests.words import Run, typing
 
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -42,14 +39,8 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 @pytest.fixture
 def hapctl(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hapctl", *words, "--root", str(ws.root)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
+    run = typing(monkeypatch, capsys)
+    return lambda *words: run(*words, "--root", ws.root)
 
 
 @pytest.mark.long

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import subprocess
-import sys
 from pathlib import Path
 
 import orjson
@@ -13,12 +12,9 @@ from hap.logs.simulator import simulate
 from hap.project import project_file
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
+from tests.words import hapctl
 
 DAY = FIRST_DAY + dt.timedelta(days=1)
-
-
-def hapctl(*words: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

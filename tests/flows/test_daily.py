@@ -27,13 +27,10 @@ from hap.registry import mlflow_store, versions
 from hap.registry.ledger import open_ledger
 from hap.workspace import Workspace, git, holder_file, init_workspace
 from tests.conftest import FIRST_DAY
+from tests.words import hapctl
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 DAY = FIRST_DAY + dt.timedelta(days=2)
-
-
-def hapctl(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

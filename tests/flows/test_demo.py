@@ -1,8 +1,6 @@
 """The demo and the same job on real input, as a user types them."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import orjson
@@ -12,12 +10,9 @@ import pytest
 from flows.demo import free_ports
 from hap.params import NEGATIVES
 from hap.workspace import Workspace, git
+from tests.words import hapctl
 
 pytestmark = [pytest.mark.long, pytest.mark.triton, pytest.mark.timeout(900)]
-
-
-def hapctl(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
 
 
 def left_running(root: Path) -> list[str]:

@@ -2,8 +2,6 @@
 
 import datetime as dt
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +16,10 @@ from hap.logs.simulator import simulate
 from hap.project import project_file
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
+from tests.words import hapctl
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 DAYS = [FIRST_DAY + dt.timedelta(days=place) for place in range(4)]
-
-
-def hapctl(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "hap.cli", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

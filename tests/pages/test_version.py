@@ -139,7 +139,7 @@ def test_every_rule_of_the_verdict_is_on_the_page(shown):
 def test_a_page_has_every_figure_as_a_picture_that_cannot_run(shown):
     page = shown[1]
     pictures = re.findall(r'<img[^>]+src="(data:image/svg\+xml;base64,[^"]+)"', page)
-    assert len(pictures) == 8 == page.count("<img")
+    assert len(pictures) == 9 == page.count("<img")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "default-src 'none'" in page
 
 
@@ -156,7 +156,7 @@ def test_the_first_version_has_nothing_to_compare_with(subject):
     page = render(subject(against=None))
     quality = page.split('<section id="quality">')[1].split("</section>")[0]
     assert "floors only" in words(page) and "change" not in words(quality)
-    assert page.count("<img") == 6  # neither changes nor changes by slice
+    assert page.count("<img") == 7  # neither changes nor changes by slice
 
 
 def test_a_version_without_a_record_of_its_training_says_so(subject):

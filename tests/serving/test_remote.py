@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import orjson
 import pytest
 
 from flows.status import examine
-from hap.cli.main import main
 from hap.errors import ConfigError, DataError, UsageError
 from hap.params import Params, Serving, load_params
 from hap.project import project_file
@@ -29,22 +28,15 @@ from tests.serving.conftest import SHIFTS, free_serving
 from tests.serving.fake_triton import fake_triton
 from tests.serving.handmade import FEATURES, expected, make_bundle
 from tests.serving.test_request import raw
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.words import Run, typing
 
 
 @pytest.fixture
 def hapctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Type the words in a workspace; returns exit code, stdout, stderr."""
 
-    def run(ws: Workspace, *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hapctl", *words, "--root", str(ws.root)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return run
+    run = typing(monkeypatch, capsys)
+    return lambda ws, *words: run(*words, "--root", ws.root)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from hap.errors import DataError
 from hap.models.build import build_model, load_model, save_model
 from hap.params import Params
+from hap.training.checkpoint import checkpoint_keys, save_checkpoint
 from hap.training.feed import Feed
 from hap.training.loop import Place, Progress, Trained, pick_device, train, warm_start
 
@@ -134,3 +135,14 @@ def test_what_surgery_and_weights_have_learned_outlives_a_break(
         assert torch.equal(value, resumed.model.state_dict()[key]), key
     assert (resumed.conflicts, resumed.facts) == (whole.conflicts, whole.facts)
     assert len(seen) == 2
+
+
+def test_checkpoints_that_another_training_left_do_not_push_out_ones_own(
+    small_params: Params, sample_files: list[Path], tmp_path: Path
+) -> None:
+    for step in (10**6, 10**6 + 1):
+        save_checkpoint(tmp_path, "other samples", step, {}, keep=2)
+    changes = {"batch_requests": 16, "checkpoint_steps": 2, "keep_checkpoints": 2}
+    params = small_params.model_copy(update={"train": small_params.train.model_copy(update=changes)})
+    train("light", params, sample_files, lambda progress: None, place=Place(tmp_path, "these samples"))
+    assert set(checkpoint_keys(tmp_path).values()) == {"these samples"}
