@@ -37,6 +37,24 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One watched number of one day, which a trend is drawn of: wrong or not, it is kept."""
+
+    name: str  # GROUP.NAME, such as funnel.share_EN; the same every day
+    title: str  # in words, with the unit: share of exposed negatives
+    value: float | None  # None: the day does not have it
+    lower: float | None = None  # bounds of an interval of 95%, where there is one
+    upper: float | None = None
+    reference: float | None = None  # what it is compared with
+    least: float | None = None  # below, or above, is a finding
+    most: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """What one watcher saw of one day."""
 
@@ -45,6 +63,7 @@ class Look:
     findings: tuple[Finding, ...]  # one for each cause, at most
     unjudged: frozenset[str] = frozenset()  # causes that the day has too little data for
     missing: bool = False  # the day has no data at all, so nothing can be said of any cause
+    figures: tuple[Figure, ...] = ()  # what it measured
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

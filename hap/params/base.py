@@ -1,0 +1,21 @@
+"""What every section of params.yaml is made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+KINDS = ("EP", "EN", "RN", "PRN", "GN")  # the code of a kind in samples is its place here
+NEGATIVES = KINDS[1:]
+Negative = Literal["EN", "RN", "PRN", "GN"]
+MODELS = ("light", "expressive")
+Severity = Literal["page", "ticket", "info"]
+SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "info")  # the worst first: wake someone, tell someone, write it down
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, keyword-only, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

@@ -1,0 +1,88 @@
+"""train, loss, light, expressive, route: the models, how they learn, and how a request is split between them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hap.params.base import NEGATIVES, Count, Negative, Share, Strict
+
+
+class Train(Strict):
+    days: Count = 7
+    heldout_share: float = Field(default=0.2, gt=0, lt=0.5, description="of the users, whose last day of the window stops training")
+    epochs: Count = 8
+    patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
+    batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    threads: int = Field(default=1, ge=1, description="of each process; two spinning ones on a busy machine are slower than one")
+    processes: int = Field(default=1, ge=1, description="training together on this machine; torchrun starts them")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU that has it, else fp32")
+    compile: bool = Field(default=False, description="torch.compile; pays on a GPU and on long trainings")
+    checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints; one is made after each epoch, too")
+    keep_checkpoints: Count = 2
+    log_steps: int = Field(default=20, ge=1, description="steps between two points of the curves, and two checks that losses are finite")
+    warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
+    conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
+    surgery: Literal["none", "pcgrad", "gradvac"] = Field(default="none", description="what the kinds' gradients undergo before a step")
+    gradvac_beta: float = Field(default=0.01, gt=0, le=1, description="gradvac only: share of the latest cosine in the running mean")
+
+
+class Loss(Strict):
+    name: Literal["bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce"] = "ghcl+bce"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    bce_weight: Annotated[float, Field(ge=0)] = 1.0
+    kind_weights: dict[Negative, Annotated[float, Field(ge=0)]] = Field(
+        default={"EN": 1.0, "RN": 1.0, "PRN": 1.0, "GN": 1.0}, description="what each kind of negative counts in the loss"
+    )
+    weighting: Literal["fixed", "uncertainty", "curriculum"] = Field(
+        default="fixed", description="of ghcl's groups, beyond kind_weights: learned by uncertainty, or easy kinds first"
+    )
+    curriculum_epochs: int = Field(default=3, ge=1, description="curriculum only: epochs before every kind has its full weight")
+
+    @model_validator(mode="after")
+    def _groups_to_weigh(self) -> "Loss":
+        if self.weighting != "fixed" and not self.name.startswith("ghcl"):
+            raise ValueError(
+                f"weighting {self.weighting} weighs a term for each kind, and {self.name} has none; take ghcl+bce, or weighting: fixed"
+            )
+        return self
+
+
+class Model(Strict):
+    """`size` is the one dial: the width of the towers; every other width follows from it.
+
+    The published sizes, 1.8 M and 6.2 M parameters outside the tables, are light.size 152 and expressive.size 488 with the
+    default columns; `hapctl describe` counts them for yours.
+    """
+
+    size: Annotated[int, Field(ge=8, multiple_of=8)]
+    embedding_dim: Annotated[int, Field(ge=2)] = 16
+    train_kinds: Literal["all"] | tuple[Negative, ...] = "all"
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of negatives that this model is trained on, hardest first."""
+        return tuple(kind for kind in NEGATIVES if self.train_kinds == "all" or kind in self.train_kinds)
+
+
+class Light(Model):
+    distill: float = Field(default=0.0, ge=0, description="weight of the divergence from the expressive model's softmax over each request")
+
+
+SHARE_SLACK = 1e-9  # 0.7 * 10 is 7.000000000000001 in float64: K must be 7
+
+
+class Route(Strict):
+    """How many candidates the expressive model rescores: K = ceil(share * N), or K = k. A request's own k wins."""
+
+    share: Share | None = 0.3
+    k: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Route":
+        if (self.share is None) == (self.k is None):
+            raise ValueError("route needs exactly one of `share` and `k`; set the other to null")
+        return self
