@@ -44,4 +44,6 @@ class Collect(Strict):
     spark_master: str = Field(default="local[2]", description="Spark's master URL; spark only")
     memory_limit: Annotated[str, Field(pattern=r"^[0-9]+(MB|GB)$")] = "2GB"
     threads: Count = 2
-    row_group_requests: Count = 256
+    row_group_requests: int = Field(
+        default=1024, ge=1, description="of a Parquet row group: what training reads and shuffles at a time; smaller ones cost it time"
+    )

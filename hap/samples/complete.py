@@ -25,6 +25,7 @@ from hap.workspace import Workspace
 
 EVERY = Window(below=0, count=None, edges=(0,))
 MOST_POSITIVES = 10_000  # of one request: none is left out
+ROW_GROUP_REQUESTS = 128  # what is scored at a time: a request may have thousands of candidates
 
 
 def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most: int, path: Path, seed: int) -> int:
@@ -57,7 +58,7 @@ def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most:
     try:
         tables = [_read(scratch, ws, whole, *each) for each in zip(days, logs, chosen, strict=True)]
         building = path.with_name(f".{path.name}.new")
-        pq.write_table(pa.concat_tables(tables), building, row_group_size=params.collect.row_group_requests)
+        pq.write_table(pa.concat_tables(tables), building, row_group_size=ROW_GROUP_REQUESTS)
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
     fsync_path(building)
@@ -88,4 +89,4 @@ def _read(scratch: Workspace, ws: Workspace, params: Params, day: dt.date, logs:
         wanted = engines.read_parquet(con, [str(scratch.state / "chosen.parquet")], "chosen")
         of_them = {name: getattr(tables, name).semi_join(wanted, "request_id") for name in ("requests", "candidates", "feedback")}
         samples = sample_table(LogTables(**of_them, items=tables.items), params, as_of, item_count=0)  # no GN is drawn from them
-        return engines.batches(con, samples, params.collect.row_group_requests).read_all()
+        return engines.batches(con, samples, ROW_GROUP_REQUESTS).read_all()

@@ -48,7 +48,8 @@ class Pool:
 
     def batch(self, chosen: NDArray[np.int64]) -> Batch:
         """The chosen requests, in that order, as tensors."""
-        starts, counts = self.offsets[chosen], np.diff(self.offsets)[chosen]
+        starts = self.offsets[chosen]
+        counts = self.offsets[chosen + 1] - starts
         request = np.repeat(np.arange(len(chosen)), counts)
         ends = np.cumsum(counts)
         rows = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
@@ -118,14 +119,19 @@ def read_pool(table: pa.Table, features: Features) -> Pool:
 
 def _flat(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
     """A list column's values and offsets starting at 0; a null list counts as empty."""
-    lists = column.combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lists = _one(column)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return lists.flatten(), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _values(column: pa.ChunkedArray) -> pa.Array:
-    return _flat(column)[0]
+    """A list column's values."""
+    return _one(column).flatten()
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _filled(values: Any, feature: Feature) -> NDArray[Any]:
