@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
     return {
         "workspace": str(ws.root),
         "champion": f"v{champion}" if champion else None,
+        "move": _move(rows),
         "server": _server(ws, params.serving),
         "alerts": {
             "open": [{"cause": one.cause, "severity": one.severity, "since": one.since} for one in known.open],
@@ -65,7 +67,8 @@ def status_text(value: dict[str, Any]) -> str:
     """The status on one screen."""
     lines = [
         f"workspace   {value['workspace']}",
-        f"champion    {value['champion'] or 'none yet; promote one with `hapctl promote --model vN`'}",
+        f"champion    {value['champion'] or 'none yet' + ('' if value['move'] else '; promote one with `hapctl promote --model vN`')}",
+        *([f"promotion   {value['move']}"] if value["move"] else []),
         *([f"frozen      {value['frozen']}; `hapctl unfreeze` allows promotions again"] if value["frozen"] else []),
         f"server      {_server_text(value['server'])}",
         f"alerts      {_alerts_text(value['alerts'])}",
@@ -79,6 +82,16 @@ def status_text(value: dict[str, Any]) -> str:
         + f"; {value['disk_free_bytes'] / 2**30:.1f} GiB free",
     ]
     return "\n".join(lines)
+
+
+def _move(rows: Sequence[journal.Row]) -> str | None:
+    """A promotion or rollback that has no outcome yet, or waits for a server."""
+    if (left := journal.open_move(rows)) is not None:
+        began = f"the {left.action} of v{left.to_version} by {left.actor} at {left.at:%Y-%m-%d %H:%M} UTC"
+        return f"{began} runs, or was killed; `hapctl promote`, `hapctl rollback` and `hapctl serve` settle it"
+    if (waiting := journal.pinned_for_next_start(rows)) is not None:
+        return f"v{waiting.to_version}, pinned by {waiting.actor}, serves from the next `hapctl serve` on"
+    return None
 
 
 def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
