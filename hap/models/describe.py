@@ -67,7 +67,7 @@ def user_side(model: nn.Module) -> list[nn.Parameter]:
     model.zero_grad(set_to_none=True)
     encoded = model.encode_user(*[tensor[None] for tensor in request[:4]])  # type: ignore[operator]
     outputs = encoded if isinstance(encoded, tuple) else (encoded,)
-    torch.stack([output.sum() for output in outputs if output.is_floating_point()]).sum().backward()
+    torch.stack([output.sum() for output in outputs if output is not None and output.is_floating_point()]).sum().backward()
     used = [p for n, p in model.named_parameters() if ".tables." not in n and p.grad is not None]
     model.zero_grad(set_to_none=True)
     return used

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hap.models.batch import Batch
-from hap.models.features import Columns, PairLayer, mlp
+from hap.models.features import Columns, PairLayer, mlp, shared_columns
 from hap.params import Features, Model
 
 HEADS = 4
@@ -37,7 +37,7 @@ class ExpressiveModel(nn.Module):
         self.pair = PairLayer(size, size)
         self.query = nn.Linear(size, size)
         self.key = nn.Linear(self.columns.width("history"), size)
-        self.shared = _shared_columns(features, settings.embedding_dim)
+        self.shared = shared_columns(features, settings.embedding_dim)
         self.likeness = nn.Linear(len(self.shared["item"]), size, bias=False)
         nn.init.orthogonal_(self.likeness.weight, LIKENESS_GAIN)
         self.value = nn.Linear(self.columns.width("history"), size)
@@ -115,13 +115,3 @@ class ExpressiveModel(nn.Module):
         item_NS, like_NS = self._encode_item(cand_ids, cand_dense)
         pair_NS = torch.relu(self.pair(user_1S, item_NS, None))
         return self._judge(pair_NS, item_NS, *self._attend_one(self.query(pair_NS) + like_NS, keys[0], values[0], absent[0]))
-
-
-def _shared_columns(features: Features, dim: int) -> dict[str, list[int]]:
-    """Where the embeddings of the ids that items and history share lie in the vectors of either group, in the same order.
-
-    There is always one: both groups must declare item_id.
-    """
-    names = {group: [feature.name for feature in features.ids(group)] for group in ("item", "history")}  # type: ignore[arg-type]
-    shared = [name for name in names["history"] if name in names["item"]]
-    return {group: [place * dim + d for place in map(own.index, shared) for d in range(dim)] for group, own in names.items()}

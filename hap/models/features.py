@@ -136,3 +136,13 @@ class PairLayer(nn.Module):
     def for_user(self, user_1D: Tensor) -> tuple[Tensor, Tensor]:
         """What the layer is to the items of one user: weight F32[out, D], bias F32[1, out]. Wi v + Wx (u*v) = (Wi + Wx diag(u)) v."""
         return self.item.weight + self.cross.weight * user_1D, self.user(user_1D)
+
+
+def shared_columns(features: Features, dim: int) -> dict[str, list[int]]:
+    """Where the embeddings of the ids that items and history share lie in the vectors of either group, in the same order.
+
+    There is always one: both groups must declare item_id.
+    """
+    names = {group: [feature.name for feature in features.ids(group)] for group in ("item", "history")}  # type: ignore[arg-type]
+    shared = [name for name in names["history"] if name in names["item"]]
+    return {group: [place * dim + d for place in map(own.index, shared) for d in range(dim)] for group, own in names.items()}

@@ -69,6 +69,9 @@ class Model(Strict):
 
 
 class Light(Model):
+    interests: int = Field(
+        default=4, ge=0, description="weighted means of the history that candidates are multiplied with; 0 is the published light model"
+    )
     distill: float = Field(default=0.0, ge=0, description="weight of the divergence from the expressive model's softmax over each request")
 
 

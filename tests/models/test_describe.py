@@ -19,7 +19,7 @@ def test_operations_are_the_user_side_once_and_each_candidate_alike(name: str, d
 def test_the_user_side_is_what_a_request_without_candidates_needs(default_params: Params) -> None:
     torch.manual_seed(1)
     model = build_model("light", default_params)
-    expected = {id(p) for n, p in model.named_parameters() if n.startswith("user.")}
+    expected = {id(p) for n, p in model.named_parameters() if n.startswith(("user.", "interests.count.", "interests.place"))}
     assert {id(p) for p in user_side(model)} == expected
 
 

@@ -128,17 +128,51 @@ def test_a_fresh_expressive_model_looks_first_at_events_like_the_candidate(small
     assert min(found) > 2 / (small_params.features.history_length + 1)
 
 
-def test_which_event_is_the_recent_one_matters_to_attention_and_not_to_a_mean(small_params: Params) -> None:
+def with_interests(params: Params, count: int) -> Params:
+    return params.model_copy(update={"light": params.light.model_copy(update={"interests": count})})
+
+
+def test_which_event_is_the_recent_one_matters_to_attention_and_to_interests_and_not_to_a_mean(small_params: Params) -> None:
     batch = random_batch(small_params, [20], seed=1)
     batch.hist_ids[0] = torch.arange(1, batch.hist_ids[0].numel() + 1).view_as(batch.hist_ids[0])
     turned = replace(batch, hist_dense=batch.hist_dense.flip(1))
     moved = {}
-    for name in ARCHITECTURES:
+    for name, interests in (("light", 0), ("light", 4), ("expressive", 0)):
         torch.manual_seed(0)
-        model = build_model(name, small_params).eval()
+        model = build_model(name, with_interests(small_params, interests)).eval()
         with torch.inference_mode():
-            moved[name] = float((model(batch) - model(turned)).abs().max())
-    assert moved["light"] < 1e-5 < 1e-3 < moved["expressive"]
+            moved[name, interests] = float((model(batch) - model(turned)).abs().max())
+    assert moved["light", 0] < 1e-5 < 1e-4 < min(moved["light", 4], moved["expressive", 0])
+
+
+def test_an_interest_is_large_where_a_candidate_resembles_events(small_params: Params) -> None:
+    torch.manual_seed(0)
+    model = build_model("light", small_params)
+    batch = random_batch(small_params, [2], seed=1)
+    batch.hist_ids[0] = 7  # one item over and over, that the first candidate is, too
+    batch.cand_ids[0], batch.cand_ids[1] = 7, 8
+    with torch.inference_mode():
+        _, interest_BPE = model.encode_user(batch.user_ids, batch.user_dense, batch.hist_ids, batch.hist_dense)
+        columns_NC = model.columns("item", batch.cand_ids, batch.cand_dense)
+        likeness_NP = (interest_BPE * columns_NC[:, None, model.interests.shared["item"]]).sum(dim=-1)
+    assert (likeness_NP[0] > 2 * likeness_NP[1].abs()).all()
+
+
+def test_without_a_history_interests_say_nothing(small_params: Params) -> None:
+    model = build_model("light", small_params)
+    batch = random_batch(small_params, [3], seed=1)
+    batch.hist_ids.zero_()
+    with torch.inference_mode():
+        _, interest_BPE = model.encode_user(batch.user_ids, batch.user_dense, batch.hist_ids, batch.hist_dense)
+    assert not interest_BPE.any()
+
+
+def test_the_published_light_model_has_no_interests_and_scores_alike_alone_and_in_a_batch(small_params: Params) -> None:
+    params = with_interests(small_params, 0)
+    model, batch = build_model("light", params).eval(), random_batch(params, [3, 2])
+    assert not [name for name, _ in model.named_parameters() if "interests" in name]
+    with torch.inference_mode():
+        assert torch.allclose(alone(model, batch, 1), model(batch)[3:], atol=1e-5)
 
 
 def test_item_id_alone_may_be_shared_by_items_and_history(small_params: Params) -> None:
