@@ -8,10 +8,11 @@
 
 A trial is one training: (world, model, variant, seed). Worlds are settings of the simulator at its frozen defaults: `default` and
 the two unfavourable ones, six days of 10,000 requests to train on and a seventh that judges. Variants (benchmarks/proof/variants.py)
-are the five losses and the distilled light model in every world, and in the first one the expressive model on hard kinds only, and
-sizes. Every trial trains through hap.training.loop.train for the same number of epochs, none stopped early, and keeps the epoch that
-is best on held-out requests of the training days. Seeds are paired: one seed gives every loss the same held-out requests, order of
-batches and first weights. The whole run is 185 trials; `--estimate` says how long that is on the machine at hand, one epoch for six.
+are the five losses, the published light model and the distilled one in every world; in the first one also the expressive model on
+hard kinds only, the published light model with every loss, and sizes. Every trial trains through hap.training.loop.train for the
+same number of epochs, none stopped early, and keeps the epoch that is best on held-out requests of the training days. Seeds are
+paired: one seed gives every loss the same held-out requests, order of batches and first weights. The whole run is 220 trials;
+`--estimate` says how long that is on the machine at hand, one epoch for six.
 
 Results lie in --out: worlds/, trials/ (one folder each, whole or absent), checkpoints/ of trainings that are under way,
 results.json, figures/*.png and index.html, which opens offline. Trials run in processes of one thread each, seed 1 of
@@ -131,7 +132,7 @@ def _run(asked: argparse.Namespace, place: Place) -> int:
         make_world(place.world(world.name), world)
         if time.perf_counter() - begun > 1:
             say(f"{world.name}: simulated and collected in {time.perf_counter() - begun:.0f} s")
-    trials = plan([world.name for world in worlds], asked.seeds, asked.models, asked.variants, sizes=not asked.quick)
+    trials = plan([world.name for world in worlds], asked.seeds, asked.models, asked.variants, more=not asked.quick)
     if asked.estimate:
         print(estimate(place, trials, asked.epochs, asked.processes))
         return 0

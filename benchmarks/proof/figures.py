@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.proof.study import SHOWN_AT
 from benchmarks.proof.targets import ROUTED
-from benchmarks.proof.variants import DISTILLED, HARD, OURS, SIZES, WIDE
+from benchmarks.proof.variants import DISTILLED, HARD, INTERESTS, OURS, PUBLISHED, SIZES, WIDE
 from hap.params import NEGATIVES
 from hap.training.conflict import save_figure
 
@@ -21,10 +21,12 @@ COLOURS = {
     "ghcl+bce": "tab:blue",
     HARD: "tab:red",
     DISTILLED: "tab:purple",
+    OURS + PUBLISHED: "tab:brown",
 }
 CURVES = {
     "light": ("light routes, expressive of all kinds", "tab:blue"),
     "distilled": ("distilled light routes, expressive of all kinds", "tab:purple"),
+    "published": ("published light routes, expressive of all kinds", "tab:brown"),
     "hard": ("light routes, expressive of hard kinds only", "tab:red"),
     "random": ("chance routes", "tab:gray"),
     "oracle": ("an oracle routes", "tab:green"),
@@ -79,7 +81,8 @@ def _dots(axes: Any, rows: list[float], estimates: list[Found], label: str, colo
 
 def _sizes(world: Found) -> "Figure | None":
     """GAUC by kind against cost: figure 3 of the paper."""
-    shown = {**SIZES, "wide light": WIDE}
+    beside = {"wide light": (WIDE, "x"), "with interests": (INTERESTS, "*")}
+    shown = {**SIZES, **{name: key for name, (key, _) in beside.items()}}
     present = {name: key for name, key in shown.items() if key[1] in world["gauc"].get(key[0], {})}
     if len(present) < 2 or "light" not in present:
         return None
@@ -87,16 +90,16 @@ def _sizes(world: Found) -> "Figure | None":
     absolute, gained = figure.subplots(1, 2)
     mega = {name: world["sizes"][model][variant]["flops_of_1000"] / 1e6 for name, (model, variant) in present.items()}
     line = [name for name in SIZES if name in present]
-    base = world["gauc"]["light"][OURS]
+    base = world["gauc"]["light"][SIZES["light"][1]]
     for kind in NEGATIVES:
         value = {name: world["gauc"][model][variant][kind] for name, (model, variant) in present.items()}
         (curve,) = absolute.plot([mega[name] for name in line], [value[name]["value"] for name in line], marker="o", label=kind)
         gains = [value[name]["value"] - base[kind]["value"] for name in line]
         gained.plot([mega[name] for name in line], gains, marker="o", label=kind, color=curve.get_color())
-        if "wide light" in present:
-            absolute.plot(mega["wide light"], value["wide light"]["value"], marker="x", color=curve.get_color())
-            gained.plot(mega["wide light"], value["wide light"]["value"] - base[kind]["value"], marker="x", color=curve.get_color())
-    for axes, label in ((absolute, "GAUC"), (gained, "GAUC above light")):
+        for name in (name for name in beside if name in present):
+            absolute.plot(mega[name], value[name]["value"], marker=beside[name][1], color=curve.get_color())
+            gained.plot(mega[name], value[name]["value"] - base[kind]["value"], marker=beside[name][1], color=curve.get_color())
+    for axes, label in ((absolute, "GAUC"), (gained, "GAUC above the published light model")):
         axes.set(xscale="log", xlabel="million operations for 1,000 candidates (log scale)", ylabel=label)
         axes.set_xticks(list(mega.values()), [f"{name}\n{value:.0f}" for name, value in mega.items()])
         axes.minorticks_off()
@@ -115,7 +118,7 @@ def _routing(world: Found) -> "Figure":
         x = [100 * one["share"] for one in points]
         y = [one[at]["recall"]["value"] for one in points]
         by_share.plot(x, y, marker=".", label=label, color=colour)
-        if name in ("light", "distilled", "hard"):
+        if name in ("light", "distilled", "published", "hard"):
             band = [[one[at]["recall"][edge] for one in points] for edge in ("lo", "hi")]
             if None not in band[0]:
                 by_share.fill_between(x, *band, color=colour, alpha=0.12)

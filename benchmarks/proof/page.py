@@ -13,7 +13,8 @@ from hap.params import NEGATIVES
 CAPTIONS = {
     "differences": "GAUC of ghcl+bce minus that of every other loss, by kind of negative. Right of zero: ghcl+bce is better. "
     "Paired: equal seeds, equal requests.",
-    "sizes": "GAUC by kind against cost; x: a wide light model. In the paper's figure 3 sizes differ on hard kinds, hardly on easy ones.",
+    "sizes": "GAUC by kind against cost; light is the published one, x the same but wide, a star ours with interests. In the paper's "
+    "figure 3 sizes differ on hard kinds, hardly on easy ones.",
     "routing": f"Left: Recall@{SHOWN_AT} of the final list against the share that the expressive model rescores, over requests with all "
     "their candidates. Right: the same against the operations it takes, both relative to the expressive model on all candidates.",
     "training-light": "Training of the light model: GAUC on held-out requests of the training days after each epoch; band: the seeds.",

@@ -11,7 +11,7 @@ from benchmarks.proof.estimates import LEVEL
 from benchmarks.proof.study import SHOWN_AT, Study
 from benchmarks.proof.targets import answer_all
 from benchmarks.proof.trials import Place, Say
-from benchmarks.proof.variants import LOSSES, OURS, SIZES, WIDE, Trial
+from benchmarks.proof.variants import COMPARED, LOSSES, OURS, PUBLISHED, SIZES, WIDE, Trial
 from benchmarks.proof.worlds import load_world
 from hap import durable
 from hap.tables import table
@@ -73,18 +73,20 @@ def _world(place: Place, name: str, trials: Sequence[Trial], say: Say) -> Found:
     finished = [trial for one in study.scored.values() for trial in one.trials]
     say(f"{name}: {len(finished)} of {len(trials)} trials are finished; measuring")
     ours: Found = {
-        model: {
+        name: {
             rival: found
             for rival in LOSSES
-            if rival != OURS and (found := study.difference((model, OURS), (model, rival))) is not None
+            if rival != OURS and (found := study.difference((model, OURS + ending), (model, rival + ending))) is not None
         }
-        for model in variants
+        for name, (model, ending) in COMPARED.items()
+        if model in variants
     }  # fmt: skip
     beyond: Found = {
         model: {
             variant: found
             for variant in variants[model]
-            if variant not in LOSSES and (found := study.difference((model, variant), (model, OURS))) is not None
+            if variant not in {*LOSSES, *(loss + PUBLISHED for loss in LOSSES if loss != OURS)}
+            and (found := study.difference((model, variant), (model, OURS))) is not None
         }
         for model in variants
     }  # fmt: skip

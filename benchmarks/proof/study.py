@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.proof.estimates import Measured, mean_gauc, mean_over_weights, pooled_auc
 from benchmarks.proof.trials import Finished, Place, find
-from benchmarks.proof.variants import DISTILLED, HARD, OURS, Trial
+from benchmarks.proof.variants import DISTILLED, HARD, OURS, PUBLISHED, Trial
 from benchmarks.proof.worlds import Rows, World
 from hap.evaluation import cascade as routing
 from hap.evaluation.auc import request_aucs
@@ -115,14 +115,15 @@ class Study:
         if pair[0] is None or pair[1] is None:
             return None
         light, expressive = pair[0], pair[1]
-        hard, distilled = self.scored.get(("expressive", HARD)), self.scored.get(("light", DISTILLED))
+        hard = self.scored.get(("expressive", HARD))
+        others = {"distilled": self.scored.get(("light", DISTILLED)), "published": self.scored.get(("light", OURS + PUBLISHED))}
         seeds = [seed for seed in light.seeds if seed in expressive.seeds]
         if not seeds:
             return None
         rows = self.world.rows("complete")
         requests = routing.describe_requests(rows.kind == KINDS.index("EP"), rows.offsets, CHANCE_SEED)
         costs = [Description(**one.trials[0].facts["size"]) for one in (light, expressive)]
-        parts: dict[str, dict[int, routing.Selected]] = {name: {} for name in ("light", "random", "oracle", "hard", "distilled")}
+        parts: dict[str, dict[int, routing.Selected]] = {name: {} for name in ("light", "random", "oracle", "hard", *others)}
         on_all = {}  # by seed: places by expressive score
         for seed in seeds:
             low, high = _logits(light, seed), _logits(expressive, seed)
@@ -133,9 +134,10 @@ class Study:
             parts["oracle"][seed] = routing.select(requests, routing.oracle(requests), low, high)
             if hard is not None and seed in hard.seeds:
                 parts["hard"][seed] = routing.select(requests, low, low, _logits(hard, seed))
-            if distilled is not None and seed in distilled.seeds:
-                taught = _logits(distilled, seed)
-                parts["distilled"][seed] = routing.select(requests, taught, taught, high)
+            for name, other in others.items():
+                if other is not None and seed in other.seeds:
+                    own = _logits(other, seed)
+                    parts[name][seed] = routing.select(requests, own, own, high)
         curves, best_below_all = {}, {}
         for name, selected in parts.items():
             if selected:

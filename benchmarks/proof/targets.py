@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.proof.study import SHOWN_AT
-from benchmarks.proof.variants import DISTILLED, OURS
+from benchmarks.proof.variants import COMPARED, DISTILLED, OURS, PUBLISHED
 from hap.evaluation.cascade import SHARES
 
 Answer = Literal["yes", "no", "open"]
@@ -16,19 +16,22 @@ RIVALS = ("infonce+bce", "bce")
 EASIER = ("RN", "PRN", "GN")  # than EN, where GHCL need only not be worse
 GAIN = 0.01  # asked of the expressive model
 ROUTED, KEPT, COST = 0.3, 0.995, 0.4
+ROUTES = {"light": "", "distilled": " by the distilled light model", "published": " by the published light model"}
 
 
 def answer_all(world: Found) -> list[Found]:
     """Every question, of one world's results."""
     answers = []
-    for model in ("light", "expressive"):
+    for model in COMPARED:
         for rival in RIVALS:
             difference = world["differences"].get(model, {}).get(rival)
             answers += [_above(model, rival, difference), _not_below(model, rival, difference)]
             if model == "expressive":
                 answers.append(_by_at_least(model, rival, difference))
-    answers.append(_distilled(world["beyond"].get("light", {}).get(DISTILLED)))
-    answers += [_keeps(world["routing"], "light"), _keeps(world["routing"], "distilled")]
+    beyond = world["beyond"].get("light", {})
+    answers.append(_interests(beyond.get(OURS + PUBLISHED)))
+    answers.append(_distilled(beyond.get(DISTILLED)))
+    answers += [_keeps(world["routing"], curve) for curve in ROUTES]
     answers += [_costs(world["routing"]), _more_is_worse(world["routing"])]
     answers.append(_gap_grows(world["size_gap"], world["size_gap_differences"]))
     return answers
@@ -63,6 +66,15 @@ def _by_at_least(model: str, rival: str, difference: Found | None) -> Found:
     return _said(asked, answer, f"{values}: {reached} of {len(EASIER)} values reach it, {certain} with their whole interval")
 
 
+def _interests(published: Found | None) -> Found:
+    asked = "light, with interests: above the published light model on every kind"
+    if published is None:
+        return _missing(asked)
+    difference = {kind: {"value": -one["value"], "lo": -one["hi"], "hi": -one["lo"]} for kind, one in published.items()}
+    answer = _all([_sign(one) for one in difference.values()])
+    return _said(asked, answer, "; ".join(f"{kind} {shown(one, sign=True)}" for kind, one in difference.items()))
+
+
 def _distilled(difference: Found | None) -> Found:
     asked = f"light, distilled from expressive: above {OURS} alone on every kind"
     if difference is None:
@@ -72,8 +84,7 @@ def _distilled(difference: Found | None) -> Found:
 
 
 def _keeps(routing: Found | None, curve: str) -> Found:
-    by = "" if curve == "light" else " by the distilled light model"
-    asked = f"routing {ROUTED:.0%}{by}: at least {KEPT:.1%} of expressive-on-all's Recall@{SHOWN_AT}"
+    asked = f"routing {ROUTED:.0%}{ROUTES[curve]}: at least {KEPT:.1%} of expressive-on-all's Recall@{SHOWN_AT}"
     if routing is None or curve not in routing["curves"]:
         return _missing(asked)
     one = point(routing, curve, ROUTED)[f"at_{SHOWN_AT}"]["relative"]
@@ -119,7 +130,7 @@ def _more_is_worse(routing: Found | None) -> Found:
 
 
 def _gap_grows(gap: Found | None, between: Found | None) -> Found:
-    asked = "heavy over light: a larger gain on each hard kind (EN, RN) than on each easy one (PRN, GN)"
+    asked = "heavy over published light: a larger gain on each hard kind (EN, RN) than on each easy one (PRN, GN)"
     if gap is None or between is None:
         return _missing(asked)
     gains = ", ".join(f"{kind} {one['value']:+.4f}" for kind, one in gap.items())

@@ -10,6 +10,7 @@ LOSSES = ("bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce")
 OURS = "ghcl+bce"
 HARD = "ghcl+bce-hard"
 DISTILLED = "ghcl+bce-distill"
+PUBLISHED = "-published"  # of the light model: without interests
 Override = dict[str, Any]  # dotted key of params.yaml -> value
 
 # To try another recipe, add a line here; what the default plan trains of it is said in PLAN.
@@ -18,7 +19,8 @@ VARIANTS: dict[str, Override] = {
     HARD: {"loss.name": OURS, "expressive.train_kinds": ["EN", "RN"]},  # the paper's: hard groups only
     DISTILLED: {"loss.name": OURS, "light.distill": 1.0},
     "infonce+bce-hard": {"loss.name": "infonce+bce", "expressive.train_kinds": ["EN", "RN"]},
-    "ghcl+bce-wide": {"loss.name": OURS, "light.size": 256},  # the light model's shape with an expressive model's cost
+    **{loss + PUBLISHED: {"loss.name": loss, "light.interests": 0} for loss in LOSSES},
+    "ghcl+bce-wide": {"loss.name": OURS, "light.interests": 0, "light.size": 256},  # its shape with an expressive model's cost
     "ghcl+bce-medium": {"loss.name": OURS, "expressive.size": 32},
     "ghcl+bce-t0.5": {"loss.name": OURS, "loss.temperature": 0.5},
     "ghcl+bce-t2": {"loss.name": OURS, "loss.temperature": 2.0},
@@ -27,20 +29,29 @@ VARIANTS: dict[str, Override] = {
 }
 
 # What a plain run trains of each model that it concerns.
-EVERYWHERE = (*LOSSES, DISTILLED)
+EVERYWHERE = (*LOSSES, OURS + PUBLISHED, DISTILLED)
 MAIN_WORLD = (HARD,)
-MAIN_WORLD_SIZES = ("ghcl+bce-wide", "ghcl+bce-medium", "infonce+bce-hard")  # not with --quick
+MAIN_WORLD_MORE = (
+    *[loss + PUBLISHED for loss in LOSSES if loss != OURS],
+    "ghcl+bce-wide",
+    "ghcl+bce-medium",
+    "infonce+bce-hard",
+)  # not with --quick
 
 # The expressive model's variant, of the same world and seed, that a variant of the light one learns from.
 TEACHERS = {DISTILLED: OURS}
 
 # Figure 3 of the paper: name on the axis -> (model, variant), from the cheapest to the dearest.
 SIZES = {
-    "light": ("light", OURS),
+    "light": ("light", OURS + PUBLISHED),
     "medium": ("expressive", "ghcl+bce-medium"),
     "heavy": ("expressive", OURS),
 }
 WIDE = ("light", "ghcl+bce-wide")
+INTERESTS = ("light", OURS)
+
+# Who is compared with itself under other losses: name -> (model, what its variants end with).
+COMPARED = {"light": ("light", ""), "expressive": ("expressive", ""), "published light": ("light", PUBLISHED)}
 
 
 @dataclass(frozen=True, order=True)
@@ -79,17 +90,17 @@ def plan(
     models: Sequence[str] = MODELS,
     variants: Sequence[str] | None = None,
     *,
-    sizes: bool = True,
+    more: bool = True,
 ) -> list[Trial]:
     """Every trial, seed 1 of everything first, so that a run cut short has something to show of all.
 
     Args:
         worlds: the first is the main one.
         variants: only these, in every world; None for those of a plain run.
-        sizes: whether a plain run has MAIN_WORLD_SIZES, too.
+        more: whether a plain run has MAIN_WORLD_MORE, too.
     """
     trials = []
-    main_world = MAIN_WORLD + (MAIN_WORLD_SIZES if sizes else ())
+    main_world = MAIN_WORLD + (MAIN_WORLD_MORE if more else ())
     for seed in seeds:
         for place, world in enumerate(worlds):
             for model in models:
