@@ -54,7 +54,8 @@ def test_each_way_to_be_old_is_one_cause(light: int, expressive: int, cause: str
 def test_a_finding_says_version_age_limit_and_what_to_type() -> None:
     (finding,) = age(8, 7).findings
     assert finding.said == (
-        "the light model of v4 was trained on data of 8 days before 2026-01-20; its expressive model on data of 7 days before; 7 are allowed"
+        "the light model of v4 was trained on data of 8 days before 2026-01-20; its expressive model on data of 7 days before; "
+        "7 are allowed"
     )
     assert (finding.value, finding.limit, finding.severity, finding.do) == (8, 7, "ticket", "hapctl retrain --day 2026-01-20")
 
