@@ -53,7 +53,7 @@ def look_at_served(day: str, seen: Served, features: Features, settings: Skew) -
     """One finding for each column that differs in more than its share.
 
     Args:
-        features: whose columns are left unjudged where too few requests could be compared.
+        features: as params.yaml declares them; their columns are left unjudged where too few requests could be compared.
     """
     columns, apart = seen.comparison.columns, seen.apart_s
     findings, figures, unjudged = [], [], set()
@@ -65,7 +65,8 @@ def look_at_served(day: str, seen: Served, features: Features, settings: Skew) -
         elif tally.share > settings.max_share:
             findings.append(_finding(day, column, tally, settings))
     if seen.comparison.requests >= settings.min_requests:
-        findings += [_lost(day, column, why, settings) for column, why in seen.comparison.absent.items()]
+        declared = set(columns_of(features))
+        findings += [_lost(day, column, why, column in declared, settings) for column, why in seen.comparison.absent.items()]
     if seen.unlogged.compared < settings.min_requests:
         unjudged.add("skew:unlogged")
     elif seen.unlogged.share > settings.max_share:
@@ -130,9 +131,11 @@ def _finding(day: str, column: str, tally: Tally, settings: Skew) -> Finding:
     )  # fmt: skip
 
 
-def _lost(day: str, column: str, why: str, settings: Skew) -> Finding:
-    said = f"{column}: the version that serves takes it, and {why}"
-    return Finding(cause=f"skew:{column}", severity="page", said=said, value=1.0, limit=settings.max_share, do=f"hapctl show {day}")
+def _lost(day: str, column: str, why: str, declared: bool, settings: Skew) -> Finding:
+    """A column that cannot be compared; one that params.yaml has given up is a matter of the next version."""
+    said = f"{column}: the version that serves takes it, and {why if declared else 'params.yaml no longer declares it'}"
+    severity: Severity = "page" if declared else "ticket"
+    return Finding(cause=f"skew:{column}", severity=severity, said=said, value=1.0, limit=settings.max_share, do=f"hapctl show {day}")
 
 
 def _clock(day: str, apart_s: NDArray[np.float64], far_s: float, settings: Skew) -> Finding:

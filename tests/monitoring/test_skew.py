@@ -249,6 +249,18 @@ def test_a_request_that_is_logged_without_candidates_lacks_all_of_them(honest: l
     assert comparison.columns["user_id"].compared == REQUESTS - 1
 
 
+def test_a_column_that_is_no_longer_declared_is_a_matter_of_the_next_version(
+    honest: list[Record], logged: pa.Table, session: BundleSession
+) -> None:
+    given_up = FEATURES.model_copy(update={"context": ()})
+    comparison = Comparison(1e-5, 1e-4, complete=True)
+    comparison.add(to_table(honest), logged.drop_columns(["hour"]), FEATURES)
+    for features, severity in ((given_up, "ticket"), (FEATURES, "page")):
+        (finding,) = look_at_served(str(DAY), Served(comparison, np.zeros(REQUESTS)), features, Skew()).findings
+        assert (finding.cause, finding.severity) == ("skew:hour", severity)
+    assert comparison.columns["user_id"].differing == 0
+
+
 # The flow: files, logs of the days around, bundles.
 
 
