@@ -12,7 +12,7 @@ from hap.monitoring.columns import Column, ColumnDrift
 from hap.monitoring.findings import Finding, Look, ranked
 from hap.params import Severity
 
-FIGURES = {"click_rate": "labels:click_rate", "share_EP": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
+FIGURES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
 LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
 
 

@@ -66,8 +66,10 @@ def judged_columns(features: Features) -> list[Column]:
         "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind", None),
         "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind", None),
     }
-    for code, kind in enumerate(KINDS[:GN]):
-        figures[f"share_{kind}"] = (f"{kinds.format(code)} / nullif({logged}, 0)", "cand_kind", None)
+    # How many are exposed is the cascade's doing, how many of them are clicked is not: EP and EN are one share.
+    shares = {"exposed": exposed, "RN": kinds.format(KINDS.index("RN")), "PRN": kinds.format(KINDS.index("PRN"))}
+    for kind, count in shares.items():
+        figures[f"share_{kind}"] = (f"{count} / nullif({logged}, 0)", "cand_kind", None)
     for name in set(figures) & {feature.name for feature in features.user + features.context}:
         del figures[name]  # a declared feature keeps its name
     for name, (sql, source, cluster) in figures.items():

@@ -1,7 +1,7 @@
 """Input drift of one day against the champion's training window: Evidently measures and draws, column by column.
 
-Judged are, per request: user and context features, history length, logged candidates, click rate, shares of the kinds
-among them, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
+Judged are, per request: user and context features, history length, logged candidates, shares of the exposed, ranked and
+pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
 Jensen-Shannon distance, or PSI), never p-values and never a share of columns: one broken column is an alarm.
 
 Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:

@@ -64,6 +64,7 @@ class Look:
     unjudged: frozenset[str] = frozenset()  # causes that the day has too little data for
     missing: bool = False  # the day has no data at all, so nothing can be said of any cause
     figures: tuple[Figure, ...] = ()  # what it measured
+    notes: tuple[str, ...] = ()  # what it could not look at, and why; a line each
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

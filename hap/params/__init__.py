@@ -12,7 +12,7 @@ from hap.params.load import load_params, resolve
 from hap.params.release import Export, Keep, Mlflow, Serving
 from hap.params.samples import Collect, Window
 from hap.params.training import SHARE_SLACK, Light, Loss, Model, Route
-from hap.params.watching import Alerts, Drift
+from hap.params.watching import Alerts, Drift, Labels, Skew, Staleness, Traffic
 from hap.params.whole import Params
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Gate",
     "KINDS",
     "Keep",
+    "Labels",
     "Light",
     "Loss",
     "MODELS",
@@ -37,7 +38,10 @@ __all__ = [
     "SHARE_SLACK",
     "Serving",
     "Severity",
+    "Skew",
     "Slice",
+    "Staleness",
+    "Traffic",
     "Window",
     "load_params",
     "resolve",

@@ -1,10 +1,10 @@
-"""drift, alerts: when something that is served is wrong, and who hears of it."""
+"""drift, skew, staleness, traffic, labels, alerts: when something that is served is wrong, and who hears of it."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hap.params.base import SEVERITIES, Count, Strict
+from hap.params.base import SEVERITIES, Count, Share, Strict
 
 
 class Drift(Strict):
@@ -22,6 +22,74 @@ class Drift(Strict):
         "the threshold says that a column moved, and not that tonight's answers are wrong",
     )
     blocks_promotion: bool = Field(default=False, description="whether an open incident that pages holds promotions; --force overrides")
+
+
+class Skew(Strict):
+    """Served requests (serving.log_to) against the logs of the same requests, and their scores against the bundle's."""
+
+    max_requests: int = Field(
+        default=500, ge=1, description="served requests of a day that are compared, by hash of their ids; each is scored again"
+    )
+    min_requests: int = Field(default=20, ge=1, description="requests from which a day is judged; of fewer, one is a large share")
+    max_share: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="share of requests or candidates that may differ in a column: a profile that changed on its way to the logs is no "
+        "defect, a column that is computed in two ways differs in far more",
+    )
+    page_share: Share = Field(default=0.1, description="share from which a difference wakes someone: a tenth of the answers is wrong")
+    dense_tolerance: float = Field(
+        default=1e-5, ge=0, description="of a dense value, times itself or 1: a hundred times what rounding to float32 may move it"
+    )
+    score_tolerance: float | None = Field(default=None, ge=0, description="of a score; null: gate.max_parity, which the bundle keeps to")
+    clock_s: float = Field(
+        default=30.0, gt=0, description="seconds between a request's event_time and its answer; by less no hour or age is wrong"
+    )
+
+
+class Staleness(Strict):
+    """How old what serves may be, and how long a day may wait for its verdict."""
+
+    max_age_days: int | None = Field(
+        default=None, ge=1, description="from the newest training day to the day watched; null: gate.max_age_days"
+    )
+    overdue_hours: float | None = Field(
+        default=36.0,
+        gt=0,
+        description="after a day is ripe by which it must have a verdict: a nightly schedule begins within 24, and takes its time; "
+        "null: days are retrained by hand",
+    )
+
+
+class Traffic(Strict):
+    """Requests of a day against the reference days; relative changes, each widened by what chance does to so many requests."""
+
+    volume: float = Field(default=0.3, gt=0, description="change of the day's requests: weekdays and holidays move less, outages more")
+    hour: float = Field(default=0.6, gt=0, lt=1, description="change of one hour's requests: an hour shifts by itself, and rarely halves")
+    candidates: float = Field(default=0.1, gt=0, description="change of the mean number of candidates: retrieval has a fixed limit")
+    late: float = Field(default=0.02, gt=0, lt=1, description="share of requests ingested too late to count, beyond the reference's")
+    min_requests: int = Field(default=100, ge=1, description="of the reference's mean day, below which nothing is judged")
+    page_from: float = Field(
+        default=2.0, gt=1, description="times its limit from which a change wakes someone: half of the traffic and more"
+    )
+
+
+class Labels(Strict):
+    """Feedback of a day against the reference days; relative changes, each widened by chance with users as its units."""
+
+    click_rate: float = Field(default=0.15, gt=0, description="change of clicks per exposure: quiet days differ by less")
+    local: float = Field(default=0.4, gt=0, description="the same of one position, or of one value of a category, which have fashions")
+    spread: Share = Field(
+        default=0.75, description="share of hours, and of each category, that clicks must have fallen in to be a fall of interest"
+    )
+    silent_below: float = Field(
+        default=0.5, gt=0, lt=1, description="feedback of an hour, over what its exposures bring, below which it is lost and not unwanted"
+    )
+    outage: float = Field(default=0.02, gt=0, lt=1, description="share of the day's feedback that silent hours may lose")
+    delay: float = Field(default=2.0, gt=1, description="times the reference's median or p95 of the time from exposure to ingested click")
+    min_clicks: int = Field(default=100, ge=1, description="in the reference, and expected of the day, below which nothing is judged")
+    page_from: float = Field(default=3.0, gt=1, description="times its limit from which a change wakes someone, as in drift")
 
 
 # A place is named by a variable, so that no secret lies in a file that git tracks.

@@ -64,6 +64,12 @@ def sample_table(logs: LogTables, params: Params, as_of: dt.datetime, item_count
     return SampleTables(_request_columns(requests, params), candidates, limit)
 
 
+def logged_table(requests: ir.Table, candidates: ir.Table, items: ir.Table, params: Params) -> SampleTables:
+    """Requests with every candidate that is logged of them, whatever became of it: features as in samples, kinds and buckets empty."""
+    rows = candidates.select("request_id", "item_id", kind=ibis.null("int8"), bucket=ibis.null("string"), position=ibis.null("int32"))
+    return SampleTables(_request_columns(requests, params), _candidate_columns(rows, requests, items, params), 0)
+
+
 def _exposures(logs: LogTables, requests: ir.Table, params: Params, as_of: dt.datetime) -> tuple[ir.Table, ir.Table]:
     """EP, of which a request keeps at most `max_positives`, and EN."""
     collect, feedback = params.collect, logs.feedback

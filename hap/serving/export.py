@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.utils
+import orjson
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -271,6 +272,7 @@ def main() -> int:
         # Only what this stage depends on: the judging day is the version's, not the bundle's.
         info: dict[str, Any] = {"window": list(run.window), "seed": run.params.seed, "hap_digest": run.hap_digest}
         info["expressive_kinds"] = list(run.params.expressive.kinds())
+        info["members"] = {name: orjson.loads((ws.models / name / "model.json").read_bytes())["window"] for name in MODELS}
         requests = list(sampled_requests(ws, run, REAL_REQUESTS))
         measured: dict[str, Any] = {}
         if run.params.export.weights == "fp16":

@@ -26,7 +26,7 @@ def test_every_column_of_the_default_workspace_has_one_of_a_few_causes(default_p
         *("labels:click_rate", "cascade:candidates", "catalogue:GN"),
     }
     assert causes["cand_item_id_seen"] == causes["cand_item_id_rank"] == "input:cand_item_id"
-    assert causes["history_length"] == "input:history_length" and causes["share_PRN"] == "cascade:candidates"
+    assert causes["history_length"] == "input:history_length" and causes["share_PRN"] == causes["share_exposed"] == "cascade:candidates"
 
 
 def test_columns_of_one_cause_are_one_finding_led_by_the_worst() -> None:
