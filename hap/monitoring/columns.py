@@ -36,10 +36,15 @@ class ColumnDrift:
     note: str | None = None
 
 
+def user_column(features: Features) -> str | None:
+    """The column that says whose a request is: the user's first id; None where none is declared."""
+    return next((feature.name for feature in features.user if feature.type == "id"), None)
+
+
 def judged_columns(features: Features) -> list[Column]:
     """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
     columns: list[Column] = []
-    user, item = next((feature.name for feature in features.user if feature.type == "id"), None), "cand_item_id"
+    user, item = user_column(features), "cand_item_id"
 
     def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None) -> None:
         value = f'{"c" if level == "candidate" else "r"}."{name}"'

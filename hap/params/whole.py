@@ -10,7 +10,7 @@ from hap.params.judging import Gate
 from hap.params.release import Export, Keep, Ledger, Mlflow, Promotion, Schedule, Serving, Storage
 from hap.params.samples import Collect, Logs
 from hap.params.training import Light, Loss, Model, Route, Train
-from hap.params.watching import Alerts, Drift
+from hap.params.watching import Alerts, Drift, Estimate, Funnel
 
 
 class Params(Strict):
@@ -32,6 +32,8 @@ class Params(Strict):
     mlflow: Mlflow = Mlflow()
     serving: Serving = Serving()
     drift: Drift = Drift()
+    funnel: Funnel = Funnel()
+    estimate: Estimate = Estimate()
     alerts: Alerts = Alerts()
     keep: Keep = Keep()
     schedule: Schedule = Schedule()
