@@ -42,13 +42,13 @@ class Funnel(Strict):
         default=0.02, gt=0, description="of the candidates: a share that is set stays, and under route.k the cost moves with it"
     )
     edge: float = Field(
-        default=0.25,
+        default=0.5,
         gt=0,
-        description="of the reference's spread, that the median and the spread of the edge may move: a tenth of the requests then "
-        "have their edge on the other side of where half of them had it",
+        description="of the reference's spread, that the median and the spread of the edge may move: as a model ages, its edge creeps by "
+        "about that much in a week (docs/results.md), and a broken input moves it at once",
     )
     agreement: float = Field(
-        default=0.05, gt=0, description="of a rank correlation: retrained models differ by as much, a broken one loses most of it"
+        default=0.1, gt=0, description="of a rank correlation: an ageing model loses about that much in a week, a broken one most of it"
     )
     unrouted_clicks: float = Field(
         default=0.03, gt=0, description="of the clicks: each is one that no better expressive model can bring to the top"
