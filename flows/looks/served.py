@@ -186,7 +186,7 @@ def _score(subject: Subject, bundle: Bundle, path: Path, of: Days, whole: bool) 
 
 def _kept(path: Path, whole: bool) -> Scored | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:  # of a torn file np.load leaves the handle open
             return Scored(whole=whole, **{name: arrays[name] for name in _ARRAYS})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or torn: it is made again
         return None

@@ -319,7 +319,7 @@ def test_a_model_that_gives_every_candidate_one_score_agrees_in_nothing():
 def test_broken_scores_are_told_from_sound_ones_and_left_out():
     day = scored_day(2, requests=6)
     light, expressive, cascade = day.light.copy(), day.expressive.copy(), day.cascade.copy()
-    light[day.offsets[1]] = np.nan
+    light[day.offsets[1]], light[0] = np.nan, -500.0  # far below, and a number
     expressive[day.offsets[3]] = cascade[day.offsets[3]] = NAN_SCORE  # what the graphs answer of a NaN
     spoiled = dataclasses.replace(day, light=light, expressive=expressive, cascade=cascade)
     assert np.flatnonzero(spoiled.broken).tolist() == [day.offsets[1], day.offsets[3]]
