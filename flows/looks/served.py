@@ -172,7 +172,7 @@ def _columns(bundle: Bundle, params: Params, names: Sequence[str], days: Sequenc
     if gone := [name for name in wanted if name not in names]:
         raise NotFound(f"its schema needs {gone[0]!r}, which the samples of {', '.join(map(str, days))} lack")
     user = user_column(params.features)
-    return [*wanted, *([user] if user in names and user not in wanted else [])]
+    return [*wanted, *([user] if user is not None and user in names and user not in wanted else [])]
 
 
 def _score(subject: Subject, bundle: Bundle, path: Path, of: Days, whole: bool) -> Scored:

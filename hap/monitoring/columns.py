@@ -13,7 +13,7 @@ class Column:
     """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once.
 
     Where `alike` is set they do not have one value, but values that resemble each other: a user's requests come at the user's
-    hours. How much is measured (hap.monitoring.drift).
+    hours, and a history grows. How much is measured (hap.monitoring.drift).
     """
 
     name: str
@@ -81,8 +81,7 @@ def judged_columns(features: Features) -> list[Column]:
     for name in set(figures) & {feature.name for feature in features.user + features.context}:
         del figures[name]  # a declared feature keeps its name
     for name, (sql, source) in figures.items():
-        alike = name != "history_length"  # all requests of a user have nearly the same history
-        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, user, alike=alike))
+        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, user, alike=True))
     for feature in features.item:
         add(f"cand_{feature.name}", feature.type, "candidate", item)
     return columns

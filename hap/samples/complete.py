@@ -40,8 +40,9 @@ def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most:
         DataError: logs that are missing or break their contract.
         NotFound: a day is not closed.
     """
+    logs = {day: _logs(ws, params, day) for day in days}
     chosen = first_by_key([_clicked(ws, day) for day in days], most, f"{seed}|complete")
-    return write_requests(ws, params, dict(zip(days, chosen, strict=True)), path)
+    return _write(ws, params, logs, dict(zip(days, chosen, strict=True)), path)
 
 
 def first_by_key(ids: Sequence[NDArray[np.int64]], most: int, salt: str) -> list[NDArray[np.int64]]:
@@ -58,7 +59,16 @@ def write_requests(ws: Workspace, params: Params, chosen: Mapping[dt.date, NDArr
         DataError: logs that are missing or break their contract.
         NotFound: a day is not closed.
     """
-    logs = {day: contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours) for day in chosen}
+    return _write(ws, params, {day: _logs(ws, params, day) for day in chosen}, chosen, path)
+
+
+def _logs(ws: Workspace, params: Params, day: dt.date) -> contract.DayLogs:
+    return contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours)
+
+
+def _write(
+    ws: Workspace, params: Params, logs: Mapping[dt.date, contract.DayLogs], chosen: Mapping[dt.date, NDArray[np.int64]], path: Path
+) -> int:
     collect = params.collect.model_copy(
         update={
             "rank": EVERY, "prerank": EVERY, "global_per_positive": 0, "max_positives": MOST_POSITIVES, "requests_without_positive": "keep",
