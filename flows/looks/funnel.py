@@ -27,14 +27,14 @@ def look(subject: Subject) -> Look:
         return Look(watcher="funnel", day=day, findings=(), missing=True)
     bundle, verdict = bundle_of(ws, params, subject.champion), read_verdict(ws, subject.champion)
     findings = []
-    why = labels_missing(ws, params, subject.day)
-    if why is not None:
-        said = f"clicks of {day} are not complete, so GAUC, calibration and what else waits for them is not judged: {why}"
-        findings.append(Finding(cause="funnel:labels", severity="info", said=said, do=f"hapctl collect --day {day} --reopen"))
+    incomplete = labels_missing(ws, params, subject.day)
+    if incomplete is not None:
+        said = f"clicks of {day} are not complete, so GAUC, calibration and what else waits for them is not judged: {incomplete.why}"
+        findings.append(Finding(cause="funnel:labels", severity="info", said=said, do=incomplete.do))
     now = before = sampled = None
     try:
         now, before = sides(subject, bundle, reference_of(subject, bundle, verdict))
-        sampled = scored(subject, bundle, Days((subject.day,)), whole=False) if why is None else None
+        sampled = scored(subject, bundle, Days((subject.day,)), whole=False) if incomplete is None else None
     except UNSCORABLE as error:
         said = f"{label(subject.champion)}, which serves, cannot score {day}: {error}"
         findings.append(Finding(cause="funnel:scores", severity="page", said=said, do=f"hapctl show {day}"))
@@ -50,7 +50,7 @@ def look(subject: Subject) -> Look:
             scored_before=before.sound() if before else None,
             sampled=sampled.sound() if sampled else None,
             verdict=verdict,
-            labelled=why is None,
+            labelled=incomplete is None,
         ),
         params.funnel,
         params.drift.page_from,

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -97,7 +97,7 @@ def scored(subject: Subject, bundle: Bundle, of: Days, *, whole: bool) -> Scored
     ws.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ws.state, prefix="looks-") as scratch:
         path = Path(scratch) / "requests.parquet"
-        chosen = _drawn(ws, params, of)
+        chosen = _drawn(ws, params, of, int(bundle.info.get("seed", params.seed)))
         if whole:
             write_requests(ws, params, chosen, path)
         else:
@@ -119,7 +119,14 @@ def users_of(table: pa.Table, params: Params) -> NDArray[np.int64]:
     return np.where(user > 0, user, alone)
 
 
-def labels_missing(ws: Workspace, params: Params, day: dt.date) -> str | None:
+class Incomplete(NamedTuple):
+    """Why labels are not complete, and what makes them so once they can be."""
+
+    why: str
+    do: str
+
+
+def labels_missing(ws: Workspace, params: Params, day: dt.date) -> Incomplete | None:
     """Why the labels of a closed day are not complete; None where they are.
 
     They are not where the day was closed as of a time before `collect.label_delay_hours` had passed, or before there was a
@@ -127,17 +134,20 @@ def labels_missing(ws: Workspace, params: Params, day: dt.date) -> str | None:
     """
     manifest = partitions.load(ws, day)
     if dt.datetime.fromisoformat(manifest.as_of) < (end := default_as_of(day, params.collect.label_delay_hours)):
-        return f"it was closed as of {manifest.as_of}, and its clicks come until {end.isoformat()}"
+        why = f"it was closed as of {manifest.as_of}, and its clicks come until {end.isoformat()}"
+        return Incomplete(why, f"hapctl collect --day {day} --as-of {end.isoformat()} --reopen")
     absent = sorted(label for label, told in manifest.labels.items() if told["state"] == contract.ABSENT)
-    return f"there was no feedback of {absent[0]} yet when it was closed" if absent else None
+    if not absent:
+        return None
+    return Incomplete(f"there was no feedback of {absent[0]} yet when it was closed", f"hapctl collect --day {day} --reopen")
 
 
-def _drawn(ws: Workspace, params: Params, of: Days) -> dict[dt.date, NDArray[np.int64]]:
-    """Ids of the requests that are looked at, by day."""
-    ids = []
+def _drawn(ws: Workspace, params: Params, of: Days, trained_seed: int) -> dict[dt.date, NDArray[np.int64]]:
+    """Ids of the requests that are looked at, by day; who was held out follows from the seed of the training."""
+    ids, trained = [], params.model_copy(update={"seed": trained_seed})
     for day in of.days:
         table = _request_columns(ws, params, day)
-        own = is_heldout(table, params) if of.heldout else np.ones(table.num_rows, bool)
+        own = is_heldout(table, trained) if of.heldout else np.ones(table.num_rows, bool)
         ids.append(table["request_id"].to_numpy()[own])
     return dict(zip(of.days, first_by_key(ids, params.funnel.requests, f"{params.seed}|looks"), strict=True))
 

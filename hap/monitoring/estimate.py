@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from hap.monitoring.clustered import Measured, measured
 from hap.monitoring.findings import Figure, Finding, Look, ranked
 from hap.monitoring.scored import Scored
+from hap.monitoring.watched import LEAST_REQUESTS
 from hap.params import Severity
 from hap.serving.merge import logit_and_ctr
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-LEAST_REQUESTS = 20  # with an exposure, on each side
 LEAST_CLICKS = 20  # and as many of no click, to fit a map of its own
 CAUSES = ("quality:estimate", "quality:realized")
 AUC_FIGURES = {

@@ -64,7 +64,10 @@ class Watched:
         """With its interval, its reference, and from where on it is a finding."""
         value, reference, limit, (low, high) = self.now.value, self.reference, self.limit, self.range
         half = self.now.half_width() if self.now.defined else math.inf
-        bounded, compared = math.isfinite(half), reference is not None and limit is not None
+        bounded = math.isfinite(half)
+        least = most = None
+        if reference is not None and limit is not None:
+            least, most = reference - limit, reference + limit if self.side == "both" else None
         return Figure(
             name=self.name,
             title=self.title,
@@ -72,8 +75,8 @@ class Watched:
             lower=max(value - half, low) if bounded else None,
             upper=min(value + half, high) if bounded else None,
             reference=reference,
-            least=reference - limit if compared else None,  # type: ignore[operator]
-            most=reference + limit if compared and self.side == "both" else None,  # type: ignore[operator]
+            least=least,
+            most=most,
         )
 
     def finding(self, page_from: float, do: str) -> Finding | None:

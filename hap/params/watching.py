@@ -30,8 +30,8 @@ class Funnel(Strict):
     requests: int = Field(
         default=2000,
         ge=1,
-        description="that are scored on either side, with all candidates where logs hold them, drawn by the portable key: so many of "
-        "eight exposures each put the half-width of an AUC near .01, and cost about as much as the gate's Recall@K",
+        description="that are scored on either side, with all candidates where logs hold them, drawn by the portable key: as many as the "
+        "gate reads for Recall@K, and at about its cost",
     )
     share: float = Field(
         default=0.02,

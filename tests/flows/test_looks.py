@@ -134,10 +134,11 @@ def test_without_a_verdict_or_on_the_judged_day_the_reference_is_what_training_h
     held = Days((WINDOW[-1],), heldout=True)
     assert served.reference_of(subject(ws), bundle, None) == held
     assert served.reference_of(subject(ws, day=JUDGED), bundle, {"days": [str(JUDGED)]}) == held
-    chosen = served._drawn(ws, ws.params(), held)[WINDOW[-1]]
+    chosen = served._drawn(ws, ws.params(), held, 1)[WINDOW[-1]]
     (path,) = (ws.samples / f"day={WINDOW[-1]}").glob("*.parquet")
     table = pq.read_table(path, columns=["request_id", "user_id"])
     assert chosen.tolist() == table["request_id"].to_numpy()[is_heldout(table, ws.params())].tolist() and 0 < len(chosen) < REQUESTS / 2
+    assert served._drawn(ws, ws.params(), held, 2)[WINDOW[-1]].tolist() != chosen.tolist()  # another training held out others
     shutil.rmtree(ws.samples / f"day={WINDOW[-1]}")
     assert served.reference_of(subject(ws), bundle, None) is None
 
@@ -218,7 +219,9 @@ def test_labels_that_are_not_complete_are_told_and_nothing_rests_on_them(ws: Wor
 def test_a_longer_label_delay_makes_a_closed_day_incomplete(ws: Workspace, default_params: Params) -> None:
     longer = default_params.model_copy(update={"collect": default_params.collect.model_copy(update={"label_delay_hours": 48.0})})
     assert served.labels_missing(ws, default_params, DAY) is None
-    assert "its clicks come until 2026-01-07T00:00:00+00:00" in (served.labels_missing(ws, longer, DAY) or "")
+    told = served.labels_missing(ws, longer, DAY)
+    assert told is not None and "its clicks come until 2026-01-07T00:00:00+00:00" in told.why
+    assert told.do == f"hapctl collect --day {DAY} --as-of 2026-01-07T00:00:00+00:00 --reopen"
 
 
 @pytest.mark.parametrize("day", [WINDOW[0], DAY + dt.timedelta(days=1)])
@@ -229,7 +232,7 @@ def test_a_day_of_the_training_window_and_one_that_was_not_collected_say_nothing
 
 
 def test_drawn_requests_are_a_fixed_part_of_more(ws: Workspace) -> None:
-    few, more = (set(served._drawn(ws, subject(ws, requests=most).params, Days((DAY, JUDGED)))[DAY].tolist()) for most in (90, 180))
+    few, more = (set(served._drawn(ws, subject(ws, requests=most).params, Days((DAY, JUDGED)), 1)[DAY].tolist()) for most in (90, 180))
     assert few < more
-    both = served._drawn(ws, subject(ws, requests=90).params, Days((DAY, JUDGED)))
+    both = served._drawn(ws, subject(ws, requests=90).params, Days((DAY, JUDGED)), 1)
     assert sum(map(len, both.values())) == 90 and all(len(ids) > 20 for ids in both.values())
