@@ -45,6 +45,7 @@ from hap.samples.collect import collect_day
 from hap.tables import table
 from hap.workspace import Workspace
 
+SHOWN = ("estimate.auc", "realized.auc", "funnel.unrouted_clicks", "funnel.agreement", "funnel.edge_median", "funnel.edge_spread")
 FAULTS = ("broken-feature:zero", "shifted-prices", "new-category")
 
 
@@ -90,11 +91,9 @@ def watch(ws: Workspace, version: int, day: dt.date) -> dict[str, Any]:
         "day": str(day),
         "findings": [f"{finding.cause} ({finding.severity})" for look in looks for finding in look.findings],
         "worst": f"{worst.name} {ratio(worst):.2f}",
-        **{
-            name: figures[name].value
-            for name in ("estimate.auc", "realized.auc", "funnel.unrouted_clicks", "funnel.agreement", "funnel.edge_median")
-        },
         "cpu_s": time.process_time() - begun,
+        **{name: figures[name].value for name in SHOWN},
+        "reference": {name: figures[name].reference for name in SHOWN},
     }
 
 
@@ -145,18 +144,9 @@ def main() -> int:
         print(json.dumps({"environment": about, "days": rows, "splits": args.splits, "found_by_chance": chance}, indent=2))
         return 0
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    heads = [
-        "fault",
-        "day",
-        "estimate.auc",
-        "realized.auc",
-        "funnel.unrouted_clicks",
-        "funnel.agreement",
-        "funnel.edge_median",
-        "worst",
-        "cpu_s",
-    ]
-    cells = [[f"{row[name]:.3f}" if isinstance(row[name], float) else row[name] for name in heads] for row in rows]
+    heads = ["fault", "day", *SHOWN, "worst", "cpu_s"]
+    shown = [{"fault": "none", "day": "judged", "worst": "", "cpu_s": "", **rows[0]["reference"]}, *rows]
+    cells = [[f"{row[name]:.4f}" if isinstance(row[name], float) else row[name] for name in heads] for row in shown]
     print(table([name.removeprefix("funnel.") for name in heads], cells))
     for row in rows:
         print(f"{row['fault']} {row['day']}: {', '.join(row['findings']) or 'quiet'}")
