@@ -1,4 +1,4 @@
-"""What lies in .hap and nobody can take up again: dead checkpoints, kept calibrations, warm weights, copies of bundles."""
+"""What lies in .hap and nobody can take up again: dead checkpoints, kept calibrations and scores, warm weights, copies of bundles."""
 
 import datetime as dt
 from collections.abc import Collection, Iterator
@@ -28,6 +28,11 @@ def gate_copy(ws: Workspace, version: int) -> Path:
     return ws.state / "bundles" / label(version)
 
 
+def scored_folder(ws: Workspace, version: int) -> Path:
+    """Where the watchers keep how a version scored a day's requests."""
+    return ws.state / "scored" / label(version)
+
+
 def dead_scratch(ws: Workspace, keep_copies: Collection[int], keep_days: int, now: dt.datetime) -> Iterator[tuple[str, Path, int]]:
     """(what it is, where, bytes) of everything dead; call with the workspace's lock held, so that nothing is being written.
 
@@ -37,15 +42,21 @@ def dead_scratch(ws: Workspace, keep_copies: Collection[int], keep_days: int, no
     for folder in sorted((ws.state / "bundles").glob("v[0-9]*")):
         if folder.name not in map(label, keep_copies):
             yield f"the gate's copy of {folder.name}", folder, folder_bytes(folder)
+    for path in sorted((ws.state / "scored").glob("v[0-9]*/*.npz")):
+        if path.parent.name not in map(label, keep_copies) or _age(path, now) > dt.timedelta(days=keep_days):
+            yield "scores that were kept for watching", path, path.stat().st_size
     for name in MODELS:
         yield from (("a checkpoint of other data or parameters", path, path.stat().st_size) for path in _dead_checkpoints(ws, name))
     for path in _dead_weights(ws):
         yield "weights that a former retrain began from", path, path.stat().st_size
     manifests = {partitions.load(ws, day).id for day in partitions.collected_days(ws)}
     for folder in sorted(calibration_folder(ws).glob("*")):
-        age = now - dt.datetime.fromtimestamp(folder.stat().st_mtime, dt.UTC)
-        if _is_dead(folder, manifests) or age > dt.timedelta(days=keep_days):
+        if _is_dead(folder, manifests) or _age(folder, now) > dt.timedelta(days=keep_days):
             yield "scores of an old calibration", folder, folder_bytes(folder)
+
+
+def _age(path: Path, now: dt.datetime) -> dt.timedelta:
+    return now - dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
 
 
 def _dead_checkpoints(ws: Workspace, name: str) -> list[Path]:

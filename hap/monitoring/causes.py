@@ -9,7 +9,7 @@ catalogue:GN        global negatives for each positive: the day's catalogue has 
 from collections.abc import Mapping, Sequence
 
 from hap.monitoring.columns import Column, ColumnDrift
-from hap.monitoring.findings import Finding, Look, ranked
+from hap.monitoring.findings import Finding, Look, as_one, ranked
 from hap.params import Severity
 
 FIGURES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
@@ -47,7 +47,7 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
                 do=f"hapctl show {day}",
             )
             found.setdefault(cause, []).append(finding)
-    findings = [_as_one(ranked(several)) for several in found.values()]
+    findings = [as_one(ranked(several)) for several in found.values()]
     missing = not any(one.current_rows >= LEAST_ROWS for one in judged.values())
     return Look(watcher="drift", day=day, findings=tuple(ranked(findings)), unjudged=frozenset(unjudged - set(found)), missing=missing)
 
@@ -67,10 +67,3 @@ def _severity(one: ColumnDrift, page_from: float) -> Severity:
         return "info"
     lost = one.method is None
     return "page" if lost or one.value is None or not one.threshold or one.value >= page_from * one.threshold else "ticket"
-
-
-def _as_one(several: Sequence[Finding]) -> Finding:
-    """The worst finding of a cause, which also says what the others are."""
-    worst, *others = several
-    said = "; ".join([worst.said, *(other.said for other in others)])
-    return Finding(cause=worst.cause, severity=worst.severity, said=said, value=worst.value, limit=worst.limit, do=worst.do)

@@ -10,7 +10,11 @@ GN = KINDS.index("GN")
 
 @dataclass(frozen=True)
 class Column:
-    """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once."""
+    """One judged column. Rows that share a value of `cluster` are not independent: a popular item's price is drawn once.
+
+    Where `alike` is set they do not have one value, but values that resemble each other: a user's requests come at the user's
+    hours, and a history grows. How much is measured (hap.monitoring.drift).
+    """
 
     name: str
     type: Literal["numeric", "categorical"]
@@ -19,6 +23,7 @@ class Column:
     source: str  # the column of the samples that it is made from
     cluster: str | None = None
     role: Literal["value", "present", "seen", "rank"] = "value"
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,24 @@ class ColumnDrift:
     note: str | None = None
 
 
+def user_column(features: Features) -> str | None:
+    """The column that says whose a request is: the user's first id; None where none is declared."""
+    return next((feature.name for feature in features.user if feature.type == "id"), None)
+
+
 def judged_columns(features: Features) -> list[Column]:
     """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
     columns: list[Column] = []
-    user, item = next((feature.name for feature in features.user if feature.type == "id"), None), "cand_item_id"
+    user, item = user_column(features), "cand_item_id"
 
-    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None) -> None:
+    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None, alike: bool = False) -> None:
         value = f'{"c" if level == "candidate" else "r"}."{name}"'
         if type_ == "dense":
-            columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster))
+            columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster, alike=alike))
             present = f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END"
-            columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present"))
+            columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present", alike))
         elif type_ == "category":
-            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster))
+            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster, alike=alike))
         else:
             columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, None, "seen"))
             columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, None, "rank"))
@@ -56,24 +66,24 @@ def judged_columns(features: Features) -> list[Column]:
     for feature in features.user:
         add(feature.name, feature.type, "request", user)
     for feature in features.context:
-        add(feature.name, feature.type, "request", None)
+        add(feature.name, feature.type, "request", user, alike=True)
     kinds = "list_count(list_filter(cand_kind, lambda k: k = {}))"
     exposed = f"({kinds.format(0)} + {kinds.format(1)})"
     logged = f"(len(cand_kind) - {kinds.format(GN)})"  # GN are drawn by us, as many as there are clicks: not the cascade's doing
-    figures: dict[str, tuple[str, str, str | None]] = {
-        "history_length": ("len(hist_age_hours)", "hist_age_hours", user),
-        "candidates": (logged, "cand_kind", None),
-        "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind", None),
-        "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind", None),
+    figures = {
+        "history_length": ("len(hist_age_hours)", "hist_age_hours"),
+        "candidates": (logged, "cand_kind"),
+        "click_rate": (f"{kinds.format(0)} / nullif({exposed}, 0)", "cand_kind"),
+        "GN_per_EP": (f"{kinds.format(GN)} / nullif({kinds.format(0)}, 0)", "cand_kind"),
     }
     # How many are exposed is the cascade's doing, how many of them are clicked is not: EP and EN are one share.
     shares = {"exposed": exposed, "RN": kinds.format(KINDS.index("RN")), "PRN": kinds.format(KINDS.index("PRN"))}
     for kind, count in shares.items():
-        figures[f"share_{kind}"] = (f"{count} / nullif({logged}, 0)", "cand_kind", None)
+        figures[f"share_{kind}"] = (f"{count} / nullif({logged}, 0)", "cand_kind")
     for name in set(figures) & {feature.name for feature in features.user + features.context}:
         del figures[name]  # a declared feature keeps its name
-    for name, (sql, source, cluster) in figures.items():
-        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, cluster))
+    for name, (sql, source) in figures.items():
+        columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, user, alike=True))
     for feature in features.item:
         add(f"cand_{feature.name}", feature.type, "candidate", item)
     return columns

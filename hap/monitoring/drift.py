@@ -298,13 +298,50 @@ def _noise(reference: "pd.DataFrame", current: "pd.DataFrame", before: "pd.Serie
     """Variance of the difference of two means, in units of the column's own: 1/n + 1/m for independent rows.
 
     Where rows of one cluster share a value, it is the squared difference of the clusters' shares: all of it for a
-    catalogue that turned over, next to nothing for the same users on both sides.
+    catalogue that turned over, next to nothing for the same users on both sides. Where they are only alike, it is measured.
     """
     least = 1 / before.size + 1 / after.size
     if column.cluster is None or column.cluster not in reference or column.cluster not in current:
         return least
-    shares = [frame.loc[rows.index, column.cluster].value_counts(normalize=True) for frame, rows in ((reference, before), (current, after))]
+    owners = [frame.loc[rows.index, column.cluster] for frame, rows in ((reference, before), (current, after))]
+    if column.alike:
+        return max(least, _measured_noise(before, after, *owners, numeric=column.type == "numeric"))
+    shares = [owner.value_counts(normalize=True) for owner in owners]
     return max(least, float((shares[0].sub(shares[1], fill_value=0.0) ** 2).sum()))
+
+
+def _measured_noise(
+    before: "pd.Series[Any]", after: "pd.Series[Any]", before_owner: "pd.Series[Any]", after_owner: "pd.Series[Any]", *, numeric: bool
+) -> float:
+    """What `_noise` says, from how alike the rows of one owner are: the mean design effect over K categories (a number's: its
+    tenths), sum_k v_k / p_k / (K - 1), which is what a chi-square of clustered rows is divided by (Rao and Scott, Journal of the
+    American Statistical Association 76:221, 1981). v_k is the variance of the difference of category k's shares, over owners.
+
+    One owner whose rows are all of a side shows no variance there: that is left to the column's ranks.
+    """
+    import numpy as np
+    import pandas as pd
+
+    values = pd.concat([before, after], ignore_index=True)
+    if numeric:
+        cuts = np.unique(values.quantile(np.arange(1, 10) / 10).to_numpy())
+        values = pd.Series(np.searchsorted(cuts, values.to_numpy(), side="right"))
+    code, categories = pd.factorize(values)
+    owner = pd.concat([before_owner, after_owner], ignore_index=True)
+    place, owners = pd.factorize(owner)
+    unknown = place < 0  # a row of nobody known is an owner of its own
+    place = np.where(unknown, len(owners) + np.cumsum(unknown) - 1, place)
+    width, count = len(categories), len(owners) + int(unknown.sum())
+    if width < 2:
+        return 0.0
+    difference = np.zeros((count, width))  # [owners, K] what each owner moves the difference of the shares by
+    for sign, chosen in ((-1, slice(0, before.size)), (1, slice(before.size, None))):
+        rows = len(code[chosen])
+        held = np.bincount(place[chosen] * width + code[chosen], minlength=count * width).reshape(count, width)
+        share = held.sum(axis=0) / rows
+        difference += sign * (held - held.sum(axis=1, keepdims=True) * share) / rows
+    pooled = np.bincount(code, minlength=width) / len(code)
+    return float(((difference**2).sum(axis=0) / pooled).sum() / (width - 1))
 
 
 def _folded(before: "pd.Series[Any]", after: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[Any]]":

@@ -3,8 +3,8 @@
 Every watcher returns findings; the page ranks them, alerts group them by cause, and the runbook has a line for each kind.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hap.params import SEVERITIES, Severity
@@ -70,3 +70,9 @@ class Look:
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """The worst first: by severity, then by how far beyond the limit."""
     return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), -one.excess, one.cause))
+
+
+def as_one(several: Sequence[Finding]) -> Finding:
+    """The first finding of one cause, which also says what the others are."""
+    worst, *others = several
+    return replace(worst, said="; ".join([worst.said, *(other.said for other in others)]))

@@ -12,16 +12,18 @@ from hap.params.load import load_params, resolve
 from hap.params.release import Export, Keep, Mlflow, Serving
 from hap.params.samples import Collect, Window
 from hap.params.training import SHARE_SLACK, Light, Loss, Model, Route
-from hap.params.watching import Alerts, Drift, Labels, Skew, Staleness, Traffic
+from hap.params.watching import Alerts, Drift, Estimate, Funnel, Labels, Skew, Staleness, Traffic
 from hap.params.whole import Params
 
 __all__ = [
     "Alerts",
     "Collect",
     "Drift",
+    "Estimate",
     "Export",
     "Feature",
     "Features",
+    "Funnel",
     "Gate",
     "KINDS",
     "Keep",

@@ -10,7 +10,7 @@ from hap.params.judging import Gate
 from hap.params.release import Export, Keep, Ledger, Mlflow, Promotion, Schedule, Serving, Storage
 from hap.params.samples import Collect, Logs
 from hap.params.training import Light, Loss, Model, Route, Train
-from hap.params.watching import Alerts, Drift, Labels, Skew, Staleness, Traffic
+from hap.params.watching import Alerts, Drift, Estimate, Funnel, Labels, Skew, Staleness, Traffic
 
 
 class Params(Strict):
@@ -32,6 +32,8 @@ class Params(Strict):
     mlflow: Mlflow = Mlflow()
     serving: Serving = Serving()
     drift: Drift = Drift()
+    funnel: Funnel = Funnel()
+    estimate: Estimate = Estimate()
     skew: Skew = Skew()
     staleness: Staleness = Staleness()
     traffic: Traffic = Traffic()

@@ -6,7 +6,7 @@ Samples hold a few negatives of each kind, so they tell how pairs are ordered, n
 import datetime as dt
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +41,38 @@ def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most:
         DataError: logs that are missing or break their contract.
         NotFound: a day is not closed.
     """
-    logs = [contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours) for day in days]
-    clicked = [_clicked(ws, day) for day in days]
-    keys = [order_key(ids, f"{seed}|complete") for ids in clicked]
-    least = np.sort(np.concatenate(keys))[: most + 1]
-    chosen = [ids if len(least) <= most else ids[key < least[most]] for ids, key in zip(clicked, keys, strict=True)]
+    logs = {day: _logs(ws, params, day) for day in days}
+    chosen = first_by_key([_clicked(ws, day) for day in days], most, f"{seed}|complete")
+    return _write(ws, params, logs, dict(zip(days, chosen, strict=True)), path)
+
+
+def first_by_key(ids: Sequence[NDArray[np.int64]], most: int, salt: str) -> list[NDArray[np.int64]]:
+    """Of several lists of ids, those with the least portable keys, `most` of all lists together; each list keeps its order."""
+    keys = [order_key(part, salt) for part in ids]
+    least = np.sort(np.concatenate(keys))[: most + 1] if keys else np.zeros(0, np.int64)
+    return [part if len(least) <= most else part[key < least[most]] for part, key in zip(ids, keys, strict=True)]
+
+
+def write_requests(ws: Workspace, params: Params, chosen: Mapping[dt.date, NDArray[np.int64]], path: Path) -> int:
+    """`write_complete` of the requests given by day, clicked or not; returns how many there are.
+
+    Raises:
+        DataError: logs that are missing or break their contract.
+        NotFound: a day is not closed.
+    """
+    return _write(ws, params, {day: _logs(ws, params, day) for day in chosen}, chosen, path)
+
+
+def _logs(ws: Workspace, params: Params, day: dt.date) -> contract.DayLogs:
+    return contract.day_logs(ws.logs(params), day, params.collect.label_delay_hours)
+
+
+def _write(
+    ws: Workspace, params: Params, logs: Mapping[dt.date, contract.DayLogs], chosen: Mapping[dt.date, NDArray[np.int64]], path: Path
+) -> int:
     collect = params.collect.model_copy(
         update={
-            "rank": EVERY, "prerank": EVERY, "global_per_positive": 0, "max_positives": MOST_POSITIVES, "requests_without_positive": "drop",
+            "rank": EVERY, "prerank": EVERY, "global_per_positive": 0, "max_positives": MOST_POSITIVES, "requests_without_positive": "keep",
             "engine": "duckdb",
         }
     )  # fmt: skip
@@ -56,14 +80,14 @@ def write_complete(ws: Workspace, params: Params, days: Sequence[dt.date], most:
     scratch = Workspace(path.with_name(f".{path.name}.scratch").resolve())
     shutil.rmtree(scratch.root, ignore_errors=True)
     try:
-        tables = [_read(scratch, ws, whole, *each) for each in zip(days, logs, chosen, strict=True)]
+        tables = [_read(scratch, ws, whole, day, logs[day], ids) for day, ids in chosen.items()]
         building = path.with_name(f".{path.name}.new")
         pq.write_table(pa.concat_tables(tables), building, row_group_size=ROW_GROUP_REQUESTS)
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
     fsync_path(building)
     os.replace(building, path)
-    return sum(len(ids) for ids in chosen)
+    return sum(len(ids) for ids in chosen.values())
 
 
 def _clicked(ws: Workspace, day: dt.date) -> NDArray[np.int64]:

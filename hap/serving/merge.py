@@ -4,6 +4,7 @@ One float carries order and route: routed = softplus(expressive logit) > 0, unro
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def merge(
     return score.astype(np.float32), score > 0
 
 
-def logit_and_ctr(score: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def logit_and_ctr(score: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The logit and the click probability behind merged scores: of the expressive model where routed, of the light one elsewhere."""
     magnitude = np.abs(np.asarray(score, np.float64))
     inverse = magnitude + np.log(-np.expm1(-np.maximum(magnitude, np.finfo(np.float64).tiny)))

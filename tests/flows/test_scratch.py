@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from flows.scratch import MADE_OF, calibration_folder, dead_scratch
+from flows.scratch import MADE_OF, calibration_folder, dead_scratch, scored_folder
 from hap.params import Params
 from hap.project import package_digest
 from hap.training.checkpoint import save_checkpoint
@@ -49,3 +49,14 @@ def test_calibrations_of_other_code_or_samples_or_long_ago_are_dead(tmp_path: Pa
     (calibration_folder(ws) / "unsaid").mkdir()
     found = {path.name for _, path, _ in dead_scratch(ws, (), 30, NOW)}
     assert found == {"code", "samples", "old", "unsaid"}
+
+
+def test_scores_of_other_versions_and_of_long_ago_are_dead(tmp_path: Path) -> None:
+    ws = Workspace(tmp_path)
+    for version, name, days in ((2, "live", 1), (2, "old", 31), (1, "former", 1)):
+        path = scored_folder(ws, version) / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"scores")
+        then = (NOW - dt.timedelta(days=days)).timestamp()
+        os.utime(path, (then, then))
+    assert {path.stem for _, path, _ in dead_scratch(ws, (2,), 30, NOW)} == {"old", "former"}

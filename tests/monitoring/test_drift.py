@@ -1,3 +1,4 @@
+import dataclasses
 import datetime as dt
 import os
 import re
@@ -14,8 +15,8 @@ import pytest
 from hap import durable
 from hap.days import start_of
 from hap.errors import DataError, NotFound
-from hap.monitoring.columns import ColumnDrift, judged_columns
-from hap.monitoring.drift import drift_report, report_drift, sample_frames
+from hap.monitoring.columns import Column, ColumnDrift, judged_columns
+from hap.monitoring.drift import _noise, drift_report, report_drift, sample_frames
 from hap.params import Drift, Features, resolve
 from hap.samples import partitions
 from hap.workspace import Workspace
@@ -288,3 +289,53 @@ def test_names_of_judged_columns_are_unique():
     clash = {**FEATURES, "context": [{"name": "click_rate", "type": "dense"}]}
     names = [column.name for column in judged_columns(Features.model_validate(clash))]
     assert names.count("click_rate") == 1
+
+
+def own_hours(days_users, requests, seed):
+    """Requests of users who come at hours of their own."""
+    rng = np.random.default_rng(seed)
+    user, habits = rng.choice(days_users, requests), np.random.default_rng(5)
+    hour, rate = habits.integers(0, 24, 1000)[user], habits.beta(1, 3, 1000)[user]
+    return pd.DataFrame({"user_id": user, "hour": hour, "click_rate": rate})
+
+
+def test_few_busy_users_with_habits_of_their_own_are_no_drift_of_a_context_column(tmp_path):
+    """A thousand requests a side, of twenty-five users each: no more than twenty-five hours were drawn."""
+    before, after = own_hours(range(25), 1000, 1), own_hours(range(500, 525), 1000, 2)
+    assert compare(tmp_path, before, after).drifted == ()
+    as_if_independent = [frame.drop(columns="user_id") for frame in (before, after)]
+    assert {"hour", "click_rate"} <= set(compare(tmp_path, *as_if_independent).drifted)
+
+
+def test_a_shift_of_context_and_figures_over_many_users_still_alarms(tmp_path):
+    before, after = own_hours(range(400), 1000, 1), own_hours(range(400), 1000, 2)
+    after["hour"], after["click_rate"] = np.minimum(after["hour"], 16), after["click_rate"] * 0.5
+    assert set(compare(tmp_path, before, after).drifted) == {"hour", "click_rate"}
+
+
+def test_measured_noise_is_one_over_n_of_independent_rows_and_that_of_clusters_where_all_share_a_value():
+    rng = np.random.default_rng(0)
+    column = Column("hour", "categorical", "request", "", "hour", "user_id", alike=True)
+    shared = dataclasses.replace(column, alike=False)
+
+    def noises(user, hour):
+        before, after = (
+            pd.DataFrame({"user_id": user[half], "hour": hour[half].astype(str)}) for half in (slice(0, 4000), slice(4000, None))
+        )
+        return [_noise(before, after, before["hour"], after["hour"], one) for one in (column, shared)]
+
+    many = rng.integers(0, 100_000, 8000)
+    measured, _ = noises(many, rng.integers(0, 8, 8000))
+    assert measured == pytest.approx(2 / 4000, rel=0.15)
+    few = np.concatenate([rng.integers(0, 200, 4000), rng.integers(200, 400, 4000)])
+    measured, by_shares = noises(few, few * 7919 % 8)
+    assert measured == pytest.approx(by_shares, rel=0.15) and measured > 15 * 2 / 4000
+    both = rng.integers(0, 200, 8000)  # the same users on both sides, and so nearly the same hours
+    assert noises(both, both * 7919 % 8)[0] == pytest.approx(2 / 4000, rel=0.3)
+
+
+def test_rows_of_nobody_known_are_independent():
+    column = Column("click_rate", "numeric", "request", "", "cand_kind", "user_id", alike=True)
+    rng = np.random.default_rng(0)
+    sides = [pd.DataFrame({"user_id": [None] * 1000, "click_rate": rng.random(1000)}) for _ in range(2)]
+    assert _noise(*sides, sides[0]["click_rate"], sides[1]["click_rate"], column) == pytest.approx(2 / 1000, rel=0.2)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,8 +110,8 @@ def expected(tensors: RequestTensors, k: int | None, shift: float, route: Route 
     return merge(light, index, logits(tensors, _expressive(shift))[index])
 
 
-def make_bundle(path: Path, shift: float = 0.0, route: Route = ROUTE) -> Bundle:
-    """A sealed bundle; another `shift` is another model."""
+def make_bundle(path: Path, shift: float = 0.0, route: Route = ROUTE, info: dict[str, Any] | None = None) -> Bundle:
+    """A sealed bundle; another `shift` is another model, and `info` is what the seal says besides."""
     path.mkdir(parents=True)
     expressive = core(_expressive(shift))
     for name, model in {
@@ -129,7 +130,7 @@ def make_bundle(path: Path, shift: float = 0.0, route: Route = ROUTE) -> Bundle:
     write_golden(path, golden)
     durable.write_json(path / "parity.json", {"max_abs_diff": 0.0})
     durable.write_json(path / "cost.json", {})
-    return seal_bundle(path, {"day": "2026-01-04"})
+    return seal_bundle(path, {"day": "2026-01-04", **(info or {})})
 
 
 def _light(shift: float) -> tuple[float, float, float]:
