@@ -3,8 +3,8 @@
 Every watcher returns findings; the page ranks them, alerts group them by cause, and the runbook has a line for each kind.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hap.params import SEVERITIES, Severity
@@ -20,6 +20,7 @@ class Finding:
     value: float | None = None  # what was measured, in units of `limit`
     limit: float | None = None  # from where on it is a finding
     do: str = ""  # the command that comes next
+    figure: str | None = None  # the name of the figure that it speaks of
 
     @property
     def kind(self) -> str:
@@ -64,6 +65,7 @@ class Look:
     unjudged: frozenset[str] = frozenset()  # causes that the day has too little data for
     missing: bool = False  # the day has no data at all, so nothing can be said of any cause
     figures: tuple[Figure, ...] = ()  # what it measured
+    detail: Mapping[str, Any] = field(default_factory=dict)  # what else its part of the page shows, as JSON
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
