@@ -31,6 +31,9 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.opened or self.grown or self.closed)
 
+    def __add__(self, other: "Changes") -> "Changes":
+        return Changes(self.opened + other.opened, self.grown + other.grown, self.closed + other.closed)
+
 
 @dataclass(frozen=True)
 class Letter:
@@ -55,7 +58,9 @@ def settle(look: Look, known: Collection[Incident], now: dt.datetime, grow: floa
     """
     if look.missing:
         return Changes()
-    found = {finding.cause: finding for finding in sorted(look.findings, key=lambda one: one.cause) if _speaks(look, finding.cause, settled)}
+    found = {
+        finding.cause: finding for finding in sorted(look.findings, key=lambda one: one.cause) if _speaks(look, finding.cause, settled)
+    }
     standing = {one.cause: one for one in sorted(known, key=lambda one: one.cause) if one.watcher == look.watcher}
     others = {one.cause for one in known} - set(standing)
     return Changes(
