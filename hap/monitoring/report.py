@@ -158,7 +158,7 @@ def _seen(watcher: str, raw: Mapping[str, Any]) -> Seen:
 
 def report_text(report: Report) -> str:
     """The day in a line, and a table of its findings."""
-    reference = f"{report.reference[0]} to {report.reference[-1]}" if report.reference else "days that are gone"
+    reference = " to ".join(dict.fromkeys((report.reference[0], report.reference[-1]))) if report.reference else "days that are gone"
     line = f"{report.day}: {WORDS[report.state]}; v{report.champion}, trained on {reference}; labels {report.labels}"
     rows = [
         [

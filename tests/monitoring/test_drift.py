@@ -18,6 +18,7 @@ from hap.monitoring.columns import ColumnDrift, judged_columns
 from hap.monitoring.drift import drift_report, report_drift, sample_frames
 from hap.params import Drift, Features, resolve
 from hap.samples import partitions
+from hap.samples.collect import parameters
 from hap.workspace import Workspace
 
 DAYS = [dt.date(2026, 1, d) for d in (1, 2, 3, 4)]
@@ -68,7 +69,7 @@ def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(),
     counted = {"requests": requests, "rows_by_kind": {}, "rows_by_bucket": {}, "items_unknown": 0, "samples_hash": ""}
     known = dict.fromkeys(("gn_shortfall", "requests_torn", "feedback_unmatched"), 0)
     known |= {"watermark": "", "labels": {}, "logged": {}, "sources": [], "quarantined": {}, "late": {}}
-    manifest = partitions.Manifest.of(day, start_of(day), {}, counted, known)
+    manifest = partitions.Manifest.of(day, start_of(day), parameters(PARAMS), counted, known)
     durable.write_json(folder / partitions.MANIFEST, manifest.to_json())
     (folder / "_SUCCESS").touch()
 
