@@ -92,7 +92,6 @@ def look_at_days(ws: Workspace, days: Sequence[dt.date], now: dt.datetime) -> It
         HapError: as `look_at_day`; the earlier days stay, and the range can be looked at again.
     """
     for day in sorted(days):
-        current().say(f"{day}")
         yield look_at_day(ws, day, now)
 
 
