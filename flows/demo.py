@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import yaml
 
+from flows.bundles import bundle_of
 from flows.daily import Outcome, retrain_day
 from flows.drift import look_at_day
-from flows.judge import bundle_of
 from flows.page import page_path
 from flows.prefect_server import prefect_api
 from flows.talk import Talk, current

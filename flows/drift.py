@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.alerts import Told, settle_looks, tell
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.logs import bring
 from flows.looks.subject import Subject, Watch
 from flows.looks.watchers import WATCHERS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.alerts import patient
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.subject import Subject
 from flows.talk import current
 from hap.days import is_ripe, parse_day

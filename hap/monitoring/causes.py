@@ -19,7 +19,7 @@ WATCHER = "inputs"
 CAUSES = {"click_rate": "labels:click_rate", "share_EP": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
 LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
 OF_CLICKS = frozenset({"click_rate", "share_EP", "share_EN", "GN_per_EP"})  # columns that say nothing before labels have matured
-METHODS = {"wasserstein": "Wasserstein distance in standard deviations", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
+METHODS = {"wasserstein": "Wasserstein distance in sd", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
 
 
 def cause_of(column: Column) -> str:

@@ -196,6 +196,15 @@ def reported_days(pages: Path) -> list[dt.date]:
     return sorted(days)
 
 
+def columns_files(pages: Path) -> dict[dt.date, Path]:
+    """Evidently's pages by day: large, and made again by a look at the day."""
+    found = {}
+    for path in sorted(pages.glob("drift-*-columns.html")):
+        with contextlib.suppress(HapError):
+            found[parse_day(path.name.removeprefix("drift-").removesuffix("-columns.html"))] = path
+    return found
+
+
 def write_report(pages: Path, report: Report) -> Path:
     """Keep the report of a day; durable when this returns."""
     path = report_file(pages, report.day)

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hap.days import parse_day, start_of
+from hap.days import day_range, parse_day, start_of
 from hap.monitoring.findings import Figure, Finding
 from hap.monitoring.report import LOGS, WATCH, WORDS, Report, Seen, columns_file, page_file, report_file
 from hap.monitoring.runbook import SOURCE, Line, line_of, read_runbook
@@ -27,7 +27,7 @@ from hap.registry.versions import label
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-HISTORY_DAYS = 30  # that a trend shows, the page's own among them
+HISTORY_DAYS, LEAST_DAYS = 30, 7  # that a trend shows at most and at least, the page's own among them
 SHORT = 160  # letters of a finding in the headline
 SHOWN = 8  # trends of one watcher that are open at once; the others unfold
 DAY = dt.timedelta(days=1)
@@ -50,8 +50,14 @@ class Page:
 
     @property
     def first(self) -> dt.date:
-        """The first day that trends show."""
-        return self.day - (HISTORY_DAYS - 1) * DAY
+        """The first day that trends show: as far back as there are looks, a week at least."""
+        known = parse_day(self.earlier[0].day) if self.earlier else self.day
+        return max(self.day - (HISTORY_DAYS - 1) * DAY, min(known, self.day - (LEAST_DAYS - 1) * DAY))
+
+    @property
+    def days(self) -> list[str]:
+        """The days that trends show."""
+        return [str(day) for day in day_range(self.first, self.day)]
 
     @cached_property
     def moves(self) -> list[Row]:
@@ -118,7 +124,7 @@ def render(page: Page) -> str:
             moves=[row for row in reversed(page.moves) if row.at >= start_of(page.first)],
             root=page.root,
             runbook=SOURCE,
-            history_days=HISTORY_DAYS,
+            history_days=len(page.days),
             shown=SHOWN,
             about=(LOGS, WATCH),
             quoted=shlex.quote,
@@ -235,9 +241,8 @@ def _figure_of(finding: Finding, seen: Seen) -> str | None:
 def _trends(page: Page) -> list[Trend]:
     """Every figure of the page's days, those closest to their limits first."""
     reports = {one.day: one for one in (*page.earlier, page.report)}
-    days = [str(page.first + n * DAY) for n in range(HISTORY_DAYS)]
     series: dict[tuple[str, str], dict[str, Figure]] = {}
-    for day in days:
+    for day in page.days:
         for seen in reports[day].seen if day in reports else ():
             for figure in seen.figures:
                 series.setdefault((seen.watcher, figure.name), {})[day] = figure
@@ -255,7 +260,7 @@ def _trends(page: Page) -> list[Trend]:
                 figure=latest,
                 wrong=today is not None and is_wrong(today),
                 closeness=_closeness(today),
-                picture=trend([by_day.get(day) for day in days], page.first, moves),
+                picture=trend([by_day.get(day) for day in page.days], page.first, moves),
                 said=_in_words(latest, today),
             )
         )

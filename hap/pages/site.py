@@ -106,16 +106,24 @@ def listing(pages: Path, root: Path) -> str:
 
 def _row(pages: Path, day: str) -> dict[str, Any]:
     page = page_file(pages, day)
-    row: dict[str, Any] = {"day": day, "page": page.name if page.is_file() else None, "open": False, "pages": 0, "tickets": 0}
+    row: dict[str, Any] = {
+        "day": day,
+        "page": page.name if page.is_file() else None,
+        "open": False,
+        "pages": 0,
+        "tickets": 0,
+        "cause": "",
+        "said": "",
+    }
     try:
         stamp = report_file(pages, day).stat()
         report = _report(pages, day, stamp.st_mtime_ns, stamp.st_size)
     except (OSError, DataError):
-        return {**row, "state": "unjudged", "word": "cannot be read", "said": f"hapctl drift --day {day} writes it again"}
+        return {**row, "state": "unjudged", "word": "cannot be read", "cause": f"hapctl drift --day {day} writes it again"}
     wrong = report.wrong
     pages_ = sum(one.severity == "page" for one in wrong)
-    said = f"{wrong[0].cause}: {wrong[0].said}" if wrong else ""
-    found = {"state": report.state, "word": WORDS[report.state], "open": report.labels == "open", "said": said}
+    worst = {"cause": wrong[0].cause, "said": wrong[0].said} if wrong else {}
+    found = {"state": report.state, "word": WORDS[report.state], "open": report.labels == "open", **worst}
     return {**row, **found, "pages": pages_, "tickets": len(wrong) - pages_}
 
 

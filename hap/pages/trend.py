@@ -17,7 +17,7 @@ from hap.pages.figures import BAND, FAINT, INK
 WRONG, MOVED, BACK = "#b91c1c", "#1d4ed8", "#b45309"
 WIDTH, HEIGHT = 340, 140
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 18, 18  # of the plot within the picture
-LABEL_ROOM = 11  # below so many units two labels would lie over each other
+LABEL_ROOM, MOVE_ROOM = 11, 26  # nearer to each other two labels would lie over each other, above and beside
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,15 @@ def trend(figures: Sequence[Figure | None], first: dt.date, moves: Sequence[Move
     for begin, end, value in _runs(figures, lambda one: one.reference):
         picture.line([(x(begin), y(value)), (x(end), y(value))], FAINT, 1, dashed=True)
     picture.line([(LEFT, TOP), (LEFT, floor), (WIDTH - RIGHT, floor)], FAINT, 0.8)
-    for move in moves:
-        place = (move.at - start_of(first)) / dt.timedelta(days=1)
-        if 0 <= place <= len(figures):
-            colour = BACK if move.back else MOVED
-            picture.line([(x(place), TOP - 4), (x(place), floor)], colour, 1)
-            picture.text(x(place), TOP - 7, move.label, colour, "middle" if 0.06 < place / len(figures) < 0.94 else "end")
+    places = [(x((move.at - start_of(first)) / dt.timedelta(days=1)), move) for move in moves]
+    shown = [(place, move) for place, move in places if LEFT <= place <= WIDTH - RIGHT]
+    for number, (place, move) in enumerate(shown):
+        colour = BACK if move.back else MOVED
+        picture.line([(place, TOP - 4), (place, floor)], colour, 1)
+        crowded = number + 1 < len(shown) and shown[number + 1][0] - place < MOVE_ROOM
+        after = number > 0 and place - shown[number - 1][0] < MOVE_ROOM
+        anchor = "end" if crowded or place > WIDTH - MOVE_ROOM else "start" if after else "middle"
+        picture.text(place, TOP - 7, move.label, colour, anchor)
     for day, one in enumerate(figures):
         if one is not None and one.lower is not None and one.upper is not None:
             picture.line([(x(day + 0.5), y(one.lower)), (x(day + 0.5), y(one.upper))], FAINT, 2)
