@@ -132,13 +132,15 @@ class Report:
             found = raw.get("schema") if isinstance(raw, dict) else None
             raise DataError(f"schema {found} is not {SCHEMA}; `hapctl drift --day D` writes it again")
         try:
-            return cls(
+            report = cls(
                 day=str(parse_day(raw["day"])),
                 labels=raw["labels"],
                 champion=int(raw["champion"]),
                 reference=tuple(raw["reference"]),
                 seen=tuple(_seen(watcher, one) for watcher, one in raw["looks"].items()),
             )
+            _ = report.findings  # ranks them, which a severity that is none refuses
+            return report
         except (HapError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"no report of a day: {type(error).__name__} {' '.join(str(error).split())}") from None
 

@@ -1,7 +1,7 @@
 """Small pictures of figures: the trend of one over days, and one value against its limit.
 
 SVG as data URIs, as in hap/pages/figures.py: what is in a picture can neither load nor run anything. They are drawn here,
-since a page has dozens and a phone has to open it: one of matplotlib's is ten times as large and takes a tenth of a second.
+since a page has dozens and a phone has to open it; matplotlib's are larger and take far longer (docs/results.md).
 """
 
 import base64
