@@ -57,14 +57,14 @@ def look_at_day(ws: Workspace, day: dt.date, now: dt.datetime, *, locked: bool =
 
     Raises:
         NotFound: no champion yet, so there is no reference.
-        DataError: the champion was trained on the day.
+        DataError: the champion was trained on the day, or there cannot be logs of it.
         Busy: another command holds the workspace.
         HapError: the ledger cannot be used, or the pages cannot be written; what was found is settled and told first.
     """
     params = ws.params()
     champion = champion_of_day(open_ledger(ws, params).rows(), day)
     with bring(ws, params, day, champion, now, locked=locked, wait_s=wait_s) as brought:
-        seen = [Seen.of(brought.look, "Logs"), *run(brought.subject, WATCHERS, blind=bool(brought.look.findings))]
+        seen = [Seen.of(brought.look, "Logs"), *run(brought.subject, WATCHERS, blind=brought.blind)]
     subject = brought.subject
     report = Report(day=str(day), labels=subject.labels, champion=champion, reference=tuple(map(str, subject.window)), seen=tuple(seen))
     report = report.as_kept()  # what is shown is what is kept
@@ -99,8 +99,8 @@ def run(subject: Subject, watchers: Sequence[Watch], *, blind: bool = False) -> 
     """What each watcher saw; one that fails is a finding, and does not stop the others.
 
     Args:
-        blind: whether the day or its reference is missing, which is a finding already: then a watcher that cannot look has
-            nothing to see.
+        blind: whether the day or all of its reference is missing, which is a finding already: then a watcher that cannot look
+            has nothing to see.
     """
     seen: list[Seen] = []
     failures: list[Finding] = []

@@ -194,6 +194,9 @@ def test_a_reference_that_is_gone_is_a_finding_and_what_is_left_of_it_is_compare
     looked = look_at_day(ws, D, NOW)
     assert causes(looked.report) == ["reference:gone"] and looked.report.state == "quiet" and subjects[-1].window == tuple(DAYS[1:3])
     assert "samples and logs of 2026-01-01, which v1 was trained on, are gone" in looked.report.findings[0].said
+    watch_with(monkeypatch, Watch("funnel", "Funnel", look), fails("skew", ValueError("x")))
+    assert causes(look_at_day(ws, D, NOW).report) == ["watch:skew", "reference:gone"], "with a part of it a failure is a failure"
+    watch_with(monkeypatch, Watch("funnel", "Funnel", look))
     for day in DAYS[1:3]:
         shutil.rmtree(partitions.folder(ws, day))
     looked = look_at_day(ws, D, NOW)
@@ -206,6 +209,35 @@ def test_a_reference_that_is_gone_is_a_finding_and_what_is_left_of_it_is_compare
 def test_a_day_that_the_champion_was_trained_on_is_refused_in_one_line(ws: Workspace) -> None:
     with pytest.raises(DataError, match=r"v1 was trained on 2026-01-02, .*; give a day after 2026-01-03"):
         look_at_day(ws, DAYS[1], NOW)
+
+
+def test_a_day_that_cannot_have_logs_is_refused_before_it_outranks_every_real_one(ws: Workspace) -> None:
+    mark(ws, *DAYS)
+    for day, said in ((dt.date(2027, 1, 4), "is not over at 2026-01-05 02:30 UTC"), (dt.date(2025, 1, 4), "before the first logged day")):
+        with pytest.raises(DataError, match=said):
+            look_at_day(ws, day, NOW)
+    with pytest.raises(DataError, match="2026-01-05 is not over"):
+        look_at_day(ws, NOW.date(), NOW)
+    assert incidents(open_ledger(ws, ws.params()).rows()).settled == {}
+
+
+def test_a_damaged_manifest_is_a_finding_of_its_day_and_a_loss_of_the_reference(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch_with(monkeypatch, saw("funnel"))
+    (partitions.folder(ws, DAYS[0]) / partitions.MANIFEST).write_text("{")
+    assert causes(look_at_day(ws, D, NOW).report) == ["reference:gone"]
+    mark(ws, D)
+    (partitions.folder(ws, D) / partitions.MANIFEST).write_text("{")
+    looked = look_at_day(ws, D, NOW)
+    assert causes(looked.report) == ["logs:refused", "reference:gone"] and "manifest.json is damaged" in looked.report.findings[0].said
+
+
+def test_what_a_killed_early_look_left_goes_with_the_next(ws: Workspace, logged_workspace: Workspace, tmp_path: Path) -> None:
+    copy = logged(tmp_path, logged_workspace)
+    for pid in ("999999999", "1"):  # nobody, and somebody who runs
+        (copy.state / f"early-{pid}" / "samples").mkdir(parents=True)
+    early = flows.looks.logs.Early(copy.root)
+    flows.looks.logs._link(copy, early, [])
+    assert sorted(path.name for path in copy.state.glob("early-*")) == sorted(["early-1", early.apart.name])
 
 
 def test_pages_that_cannot_be_written_are_one_line_after_the_incidents_are_told(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +281,7 @@ def test_an_early_look_closes_no_day_and_the_second_one_judges_what_needs_labels
     early = look_at_day(ws, day, night)
     assert (early.report.labels, causes(early.report), early.report.exit_code) == ("open", [], 0)
     assert {one.watcher: one.note for one in early.report.seen}["estimate"] == "waits for the day's labels, until 2026-01-03 02:00 UTC"
-    assert partitions.find(ws, day) is None and not (ws.state / "early").exists(), "nothing trains on a day without its labels"
+    assert partitions.find(ws, day) is None and not list(ws.state.glob("early*")), "nothing trains on a day without its labels"
     assert partitions.find(ws, FIRST_DAY) is not None, "the reference is closed as ever"
 
     later = look_at_day(ws, day, night + dt.timedelta(hours=1))
