@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,32 +50,40 @@ class Told:
         }
 
 
-def settle_look(ws: Workspace, params: Params, look: Look, page: Path | None = None) -> Told:
-    """Settle a day into the ledger and tell what waits, from this day or an earlier one. A failed delivery is no failure here.
+def settle_looks(ws: Workspace, params: Params, looks: Sequence[Look], page: Path | None = None) -> Changes:
+    """Settle what the watchers saw of a day into the ledger; `tell` is what tells it.
 
     Raises:
         Busy: another command settled all the while.
         HapError: the ledger cannot be used.
     """
-    for attempt in _patient(20):
+    changes = Changes()
+    for attempt in patient(20):
         with attempt:
             now = dt.datetime.now(dt.UTC)
-            with exclusive(ws, "alerts", "settles alerts", f"{look.watcher} of {look.day}", now):
-                changes, _ = apply(open_ledger(ws, params), look, params.alerts, now, None if page is None else str(page))
+            with exclusive(ws, "alerts", "settles alerts", f"alerts of {looks[0].day}", now):
+                for look in looks:
+                    settled, _ = apply(open_ledger(ws, params), look, params.alerts, now, None if page is None else str(page))
+                    changes += settled
+    return changes
+
+
+def tell(ws: Workspace, params: Params) -> list[Delivery]:
+    """Tell what waits, from this day or an earlier one. A failed delivery is no failure here."""
     # Who delivers now may have read the ledger before this day was settled: it is waited for, as long as it can take.
     alerts = params.alerts
     longest_s = 20 + len(alerts.every_place()) * alerts.attempts * alerts.deadline_s
     deliveries: list[Delivery] = []
     try:
-        for attempt in _patient(longest_s):
+        for attempt in patient(longest_s):
             with attempt:
                 deliveries = deliver_waiting(ws, params)
     except Busy as busy:
         current().say(f"  {busy}")
-    return Told(changes, deliveries)
+    return deliveries
 
 
-def _patient(seconds: float) -> tenacity.Retrying:
+def patient(seconds: float) -> tenacity.Retrying:
     """Tries that go on while another command holds what is needed, for so many seconds."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_delay(seconds),

@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_link_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import record, steps
 from flows.judge import judge, opponent_of
-from flows.page import page_path
+from flows.page import artifact_key, page_path
 from flows.prefect_server import prefect_api
 from flows.stages import end_orphans
 from flows.talk import current
+from flows.task import step
 from hap import durable
 from hap.days import parse_day
 from hap.errors import HapError
 from hap.evaluation.verdict import Verdict
 from hap.params import MODELS
-from hap.registry.versions import read_verdict
+from hap.registry import versions
 from hap.workspace import Workspace, commit, workspace_lock
 
 STATE_NAMES = {"pass": "Passed", "refuse": "Refused", "undecided": "Undecided"}
@@ -42,29 +42,6 @@ class Outcome:
     day: dt.date
     version: int
     verdict: Verdict
-
-
-def _worth_retrying(_task: Any, _run: Any, state: State) -> bool:
-    """A refused input stays refused, however often it is read; only failures of disks and networks are tried again."""
-    try:
-        state.result()
-    except OSError:
-        return True
-    except Exception:
-        return False
-    return False
-
-
-def _step(function: Any, name: str) -> Any:
-    return task(
-        function,
-        name=name,
-        retries=2,
-        retry_delay_seconds=2,
-        retry_condition_fn=_worth_retrying,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
 
 
 @flow(
@@ -84,29 +61,28 @@ def retrain(root: str, day: str) -> State:
             talk.say(f"  ended what a killed run had left: {words}")
         window = steps.window_of(ws, params, judged)
         with talk.step("collect"):
-            _step(steps.collect, "collect")(ws, params, window)
+            step(steps.collect, "collect")(ws, params, window)
         steps.prepare(ws, params, window)
         with talk.step("train"):
             for names in steps.training_order(params, MODELS):
-                _side_by_side(*[_step(steps.train, f"train {name}").submit(ws, name) for name in names])
+                _side_by_side(*[step(steps.train, f"train {name}").submit(ws, name) for name in names])
         # Both read the trained models and neither reads the other's output.
-        _side_by_side(_step(steps.evaluate, "evaluate").submit(ws), _step(steps.export, "export").submit(ws))
+        _side_by_side(step(steps.evaluate, "evaluate").submit(ws), step(steps.export, "export").submit(ws))
         with talk.step("register"):
-            revision = _step(steps.keep, "keep")(ws, params, judged)
-            version = _step(record.register, "register")(ws, params, judged, revision)
+            revision = step(steps.keep, "keep")(ws, params, judged)
+            version = step(record.register, "register")(ws, params, judged, revision)
         with talk.step("gate"):
             verdict = steps.existing_verdict(ws, version, window)
             if verdict is None:
-                verdict = _step(judge, "gate")(ws, params, version, opponent_of(ws, params, version), window.judging)
+                verdict = step(judge, "gate")(ws, params, version, opponent_of(ws, params, version), window.judging)
             commit(ws, f"Verdict on v{version}: {verdict.verdict}")
             page = page_path(ws, version)
-            create_link_artifact(
-                page.as_uri(), f"v{version}: {verdict.verdict}", key=f"{ws.root.name.lower()}-v{version}", description=str(page)
-            )
+            key = artifact_key(ws, versions.label(version))
+            create_link_artifact(page.as_uri(), f"v{version}: {verdict.verdict}", key=key, description=str(page))
         durable.write_json(_outcome_file(ws, judged), {"version": version})
         if params.promotion.auto and verdict.verdict == "pass":
             with talk.step("promote"):
-                said, held = _step(steps.promote_unless_held, "promote")(ws, params, version, judged)
+                said, held = step(steps.promote_unless_held, "promote")(ws, params, version, judged)
                 for line in said:
                     talk.say(f"  {line}")
     reason = verdict.reasons[0] if verdict.reasons else verdict.verdict
@@ -135,7 +111,7 @@ def retrain_day(ws: Workspace, day: dt.date) -> Outcome:
     if not state.is_completed():
         raise _cause(state)
     version = int(orjson.loads(_outcome_file(ws, day).read_bytes())["version"])
-    return Outcome(day, version, Verdict.from_json(read_verdict(ws, version) or {}))
+    return Outcome(day, version, Verdict.from_json(versions.read_verdict(ws, version) or {}))
 
 
 def _outcome_file(ws: Workspace, day: dt.date) -> Path:

@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import yaml
 
+from flows.bundles import bundle_of
 from flows.daily import Outcome, retrain_day
-from flows.drift import drift_day
-from flows.judge import bundle_of
+from flows.drift import look_at_day
 from flows.page import page_path
 from flows.prefect_server import prefect_api
 from flows.talk import Talk, current
@@ -45,6 +45,7 @@ DEMO_MARK = "demo"  # a file in the workspace's state folder, made first
 DEMO_PARAMS: dict[str, Any] = {
     "train": {"days": 2, "epochs": 3, "conflict_steps": 25},
     "gate": {"margin": 0.02, "recall": {"requests": 500, "min_positives": 400, "margin": 0.06}},
+    "funnel": {"requests": 200},
 }
 
 
@@ -86,14 +87,14 @@ def _first_week(ws: Workspace, requests_per_day: int, seed: int, talk: Talk, beg
         with talk.step("score"):
             serving = _score(ws, params, last)
     with talk.step("drift"):
-        drift = drift_day(ws, last).drift if serving else None
+        looked = look_at_day(ws, last, dt.datetime.now(dt.UTC)) if serving else None
     champion = open_ledger(ws, params).served()
     return {
         "workspace": str(ws.root),
         "versions": [_version(ws, outcome) for outcome in outcomes],
         "champion": f"v{champion}" if champion else None,
         "serving": serving,
-        "drift": {"html": str(drift.html), "json": str(drift.json), "drifted": drift.drifted} if drift else None,
+        "drift": looked.to_json() if looked else None,
         "seconds": round(time.time() - begun, 1),
         "seconds_by_step": {name: round(seconds, 2) for name, seconds in talk.seconds.items()},
     }
@@ -126,7 +127,8 @@ def summary_text(summary: dict[str, Any]) -> str:
             bare = serving["in_process"]
             lines.append(f"           {_ratio(bare['p50_ms'])} at {bare['candidates']:,} candidates in process")
     if drift := summary["drift"]:
-        lines.append(f"drift      {len(drift['drifted'])} columns drifted{': ' + ', '.join(drift['drifted']) if drift['drifted'] else ''}")
+        causes = [finding["cause"] for look in drift["looks"].values() for finding in look["findings"]]
+        lines.append(f"drift      {drift['state']}{': ' + ', '.join(causes) if causes else ''}")
         lines.append(f"pages      {drift['html']}")
     lines += [f"{'pages' if not summary['drift'] else '':<11}{version['page']}" for version in summary["versions"][-1:]]
     steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in summary["seconds_by_step"].items())

@@ -1,4 +1,7 @@
-"""The schedule: every ripe unfinished day, oldest first, at the cron's hour, one run at a time."""
+"""The schedule: at one hour a look at every day that is due, at another a retrain of every ripe unfinished day, oldest first.
+
+A look and a retrain may run side by side, so that nobody is told of an outage only after hours of training.
+"""
 
 import contextlib
 import datetime as dt
@@ -7,14 +10,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import psutil
-from prefect import flow
+from prefect import flow, serve
+from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
 from flows.backfill import backfill
 from flows.prefect_server import prefect_api
 from flows.steps import unfinished_days
+from flows.watching import drift
 from hap.workspace import Workspace
 
 
@@ -26,9 +32,15 @@ def nightly(root: str) -> list[str]:
     return [f"{outcome.day} v{outcome.version} {outcome.verdict.verdict}" for outcome in backfill(ws, days)]
 
 
-def deployment_name(ws: Workspace) -> str:
-    """A name that no other workspace has: Prefect's database knows those of every workspace of this user."""
-    return f"nightly-{ws.root.name}-{hashlib.sha256(str(ws.root).encode()).hexdigest()[:8]}"
+def deployments(ws: Workspace) -> list[RunnerDeployment]:
+    """Retrain and drift, each at its cron, under a name that no other workspace has: Prefect's database knows those of every
+    workspace of this user."""
+    params, unique = ws.params(), f"{ws.root.name}-{hashlib.sha256(str(ws.root).encode()).hexdigest()[:8]}"
+    made: list[RunnerDeployment] = []
+    for name, run, cron in (("nightly", nightly, params.schedule.cron), ("drift", drift, params.drift.cron)):
+        schedule = Cron(cron, timezone=params.schedule.timezone)
+        made.append(cast(RunnerDeployment, run.to_deployment(f"{name}-{unique}", schedule=schedule, parameters={"root": str(ws.root)})))
+    return made
 
 
 def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
@@ -37,20 +49,14 @@ def serve_schedule(ws: Workspace, started: Callable[[str], None]) -> None:
     Args:
         started: called with the API's URL once the schedule is about to be served.
     """
-    schedule, serving = ws.params().schedule, False
+    serving = False
     try:
         with prefect_api(ws, services=True) as url:
             serving = True
             started(url)
             before = psutil.Process().children(recursive=True)
             try:
-                nightly.serve(
-                    name=deployment_name(ws),
-                    schedule=Cron(schedule.cron, timezone=schedule.timezone),
-                    parameters={"root": str(ws.root)},
-                    limit=1,
-                    print_starting_message=False,
-                )
+                serve(*deployments(ws), limit=2, print_starting_message=False)
             finally:
                 _end([process for process in psutil.Process().children(recursive=True) if process not in before])
     finally:

@@ -1,52 +1,221 @@
-"""Drift of one day against the champion's training window, and the incidents that it opens and closes."""
+"""A look at a day: every watcher, the incidents that it opens and closes, the report and the page.
+
+A look is idempotent: the same day of the same logs gives the same files and opens nothing twice. The order of writing is the
+order in which a kill hurts least: incidents into the ledger, the page, then the report, which says that the day was looked
+at; last the messages, which the next look tells where this one could not.
+"""
 
 import datetime as dt
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from flows.alerts import Told, settle_look
-from flows.judge import bundle_of, champion_of
+from flows.alerts import Told, settle_looks, tell
+from flows.bundles import bundle_of
+from flows.looks.logs import bring
+from flows.looks.subject import Subject, Watch
+from flows.looks.watchers import WATCHERS
 from flows.talk import current
-from hap.days import parse_day
-from hap.errors import NotFound
-from hap.monitoring.drift import DriftResult, report_drift
+from hap import durable
+from hap.days import default_as_of, is_ripe, parse_day, start_of
+from hap.errors import DataError, HapError, NotFound
+from hap.logs import contract
+from hap.monitoring.causes import WATCHER as INPUTS
+from hap.monitoring.findings import Finding, Look
+from hap.monitoring.labels import WATCHER as LABELS
+from hap.monitoring.labels import yielded
+from hap.monitoring.report import LOGS, WATCH, Report, Seen, earlier_reports, page_file, read_report, report_file, write_report
+from hap.pages.drift import HISTORY_DAYS, Page, render
 from hap.params import Params
-from hap.samples.collect import collect_day
-from hap.workspace import Workspace, workspace_lock
+from hap.registry import ledger as journal
+from hap.registry.incidents import incidents
+from hap.registry.ledger import Row, open_ledger
+from hap.workspace import Workspace
+
+DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What drifted, and what was told of it."""
+class Looked:
+    """What a look at a day came to, what was told of it, and where it lies."""
 
-    drift: DriftResult
+    report: Report
     told: Told
+    html: Path
+    json: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The report, with the paths and what was told."""
+        return {**self.report.to_json(), "html": str(self.html), "json": str(self.json), "alerts": self.told.to_json()}
 
 
-def drift_day(ws: Workspace, day: dt.date) -> Watched:
-    """Collect the day where that is missing, compare it, write the page and its JSON, and settle its findings into incidents.
+def look_at_day(ws: Workspace, day: dt.date, now: dt.datetime, *, locked: bool = False, wait_s: float = 0) -> Looked:
+    """Look at a day: collect what is missing, run every watcher, settle what they found, write report and page, tell.
+
+    Args:
+        now: settles whether the day's labels have matured.
+        locked, wait_s: see flows.looks.logs.bring.
 
     Raises:
         NotFound: no champion yet, so there is no reference.
-        DataError: no logs for the day.
+        DataError: the champion was trained on the day, or there cannot be logs of it.
+        Busy: another command holds the workspace.
+        HapError: the ledger cannot be used, or the pages cannot be written; what was found is settled and told first.
     """
     params = ws.params()
-    champion = champion_of(ws, params)
+    champion = champion_of_day(open_ledger(ws, params).rows(), day)
+    with bring(ws, params, day, champion, now, locked=locked, wait_s=wait_s) as brought:
+        seen = [Seen.of(brought.look, "Logs"), *run(brought.subject, WATCHERS, blind=brought.blind)]
+    subject = brought.subject
+    report = Report(day=str(day), labels=subject.labels, champion=champion, reference=tuple(map(str, subject.window)), seen=tuple(seen))
+    report = report.as_kept()  # what is shown is what is kept
+    page = page_file(ws.pages, day)
+    changes = settle_looks(ws, params, report.looks, page)
+    unwritten = None
+    try:
+        durable.write_text(page, page_of(ws, params, report))
+        write_report(ws.pages, report)
+    except OSError as error:
+        unwritten = error.strerror or str(error)
+    told = Told(changes, tell(ws, params))
+    if unwritten:
+        raise HapError(
+            f"the page of {day} cannot be written into {ws.pages}: {unwritten}; {_count(report)}, in `hapctl alerts`; "
+            f"mend the folder, then `hapctl drift --day {day}`"
+        )
+    return Looked(report, told, page, report_file(ws.pages, day))
+
+
+def look_at_days(ws: Workspace, days: Sequence[dt.date], now: dt.datetime) -> Iterator[Looked]:
+    """Look at each day, oldest first, so that incidents open and close in their order.
+
+    Raises:
+        HapError: as `look_at_day`; the earlier days stay, and the range can be looked at again.
+    """
+    for day in sorted(days):
+        yield look_at_day(ws, day, now)
+
+
+def run(subject: Subject, watchers: Sequence[Watch], *, blind: bool = False) -> list[Seen]:
+    """What each watcher saw; one that fails is a finding, and does not stop the others.
+
+    Args:
+        blind: whether the day or all of its reference is missing, which is a finding already: then a watcher that cannot look
+            has nothing to see.
+    """
+    looks: list[tuple[Look, str, str | None]] = []  # with its title, and why it saw nothing
+    failures: list[Finding] = []
+    idle = set()
+    for place, watch in enumerate(watchers):
+        current().bar("drift", place / len(watchers), watch.title)
+        nothing = Look(watcher=watch.name, day=str(subject.day), findings=(), missing=True)
+        if watch.needs_labels and subject.labels == "open":
+            ripe = default_as_of(subject.day, subject.params.collect.label_delay_hours)
+            looks.append((nothing, watch.title, f"waits for the day's labels, until {ripe:%Y-%m-%d %H:%M} UTC"))
+            idle.add(watch.name)
+            continue
+        try:
+            looks.append((replace(watch.look(subject), watcher=watch.name), watch.title, None))
+        except Exception as error:  # whatever one watcher does, the others look
+            looks.append((nothing, watch.title, f"could not look: {_in_words(error)}"))
+            if blind:
+                idle.add(watch.name)
+            else:
+                failures.append(_failure(subject, watch, error))
+    unjudged = frozenset(f"{WATCH}:{name}" for name in idle)
+    about = Look(watcher=WATCH, day=str(subject.day), findings=tuple(failures), unjudged=unjudged)
+    by_name = {look.watcher: look for look, _, _ in looks}
+    seen = []
+    for look, title, note in looks:
+        judged = yielded(look, by_name[LABELS]) if look.watcher == INPUTS and LABELS in by_name else look
+        seen.append(Seen.of(judged, title, note))
+    return [*seen, Seen.of(about, "The watchers themselves")]
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split())[:500]
+    return said if isinstance(error, HapError) else f"{type(error).__name__}: {said}"
+
+
+def _failure(subject: Subject, watch: Watch, error: Exception) -> Finding:
+    """A watcher that did not work is somebody's work for the morning; its traceback is kept where a report of it can quote it."""
+    said = f"{watch.name} could not look: {_in_words(error)}"
+    if not isinstance(error, HapError):
+        kept = subject.ws.state / "watch" / f"{watch.name}.txt"
+        try:
+            durable.write_text(kept, "".join(traceback.format_exception(error)))
+            said += f"; its traceback is in {kept}"
+        except OSError:
+            said += "; its traceback cannot be kept"
+    return Finding(cause=f"{WATCH}:{watch.name}", severity="ticket", said=said, do=f"hapctl drift --day {subject.day}")
+
+
+def _count(report: Report) -> str:
+    number = len(report.wrong)
+    return "nothing is wrong" if not number else f"{number} finding{'s' if number > 1 else ''}"
+
+
+def page_of(ws: Workspace, params: Params, report: Report) -> str:
+    """The page of a day, from its report, the reports before it, and the ledger."""
+    rows = open_ledger(ws, params).rows()
+    there = frozenset(path.name for path in ws.pages.glob("*.html")) if ws.pages.is_dir() else frozenset[str]()
+    earlier = earlier_reports(ws.pages, parse_day(report.day), HISTORY_DAYS - 1)
+    return render(Page(report=report, earlier=tuple(earlier), incidents=incidents(rows), rows=tuple(rows), root=str(ws.root), there=there))
+
+
+def champion_of_day(rows: Sequence[Row], day: dt.date) -> int:
+    """The version that served when the day ended; where none did, as in a simulated past, the one that serves now.
+
+    Raises:
+        NotFound: none ever served.
+    """
+    then = journal.moment_of(rows, start_of(day + DAY)).by
+    champion = then.to_version if then else journal.served(rows)
     if champion is None:
         raise NotFound("no champion yet, so there is no training window to compare with; promote one with `hapctl promote --model vN`")
-    window = window_of(ws, params, champion)
-    with workspace_lock(ws, f"drift --day {day}", dt.datetime.now(dt.UTC)):
-        for needed in (*window, day):
-            current().bar("drift", None, f"samples of {needed}")
-            collect_day(ws, params, needed)
-    return compare(ws, params, window, day)
+    return champion
 
 
-def compare(ws: Workspace, params: Params, window: list[dt.date], day: dt.date) -> Watched:
-    """Compare a collected day with collected ones, and settle what is found. Needs no lock of the workspace."""
-    result = report_drift(ws, params, window, day)
-    return Watched(result, settle_look(ws, params, result.look, result.html))
+def due_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.date]:
+    """The days that a look is due for, oldest first, of the last `HISTORY_DAYS`.
+
+    The newest whole day; days that were missed; days whose labels have matured since they were looked at; days whose logs
+    have come in since they were missing. Days that their champion was trained on, or earlier ones, are nobody's.
+
+    Raises:
+        NotFound: no champion yet.
+        HapError: the ledger cannot be used.
+    """
+    rows = open_ledger(ws, params).rows()
+    newest = now.astimezone(dt.UTC).date() - DAY
+    logged = set(contract.logged_days(ws.logs(params)))
+    ends: dict[int, dt.date | None] = {}  # the last day that a version was trained on; None where its bundle is lost
+    due = []
+    for day in (newest - n * DAY for n in range(HISTORY_DAYS - 1, -1, -1)):
+        champion = champion_of_day(rows, day)
+        if champion not in ends:
+            ends[champion] = _last_trained_on(ws, params, champion)
+        end = ends[champion]
+        expected = day == newest or (bool(logged) and min(logged) <= day <= max(logged))
+        if expected and (end is None or day > end) and _is_due(ws, params, day, day in logged, now):
+            due.append(day)
+    return due
 
 
-def window_of(ws: Workspace, params: Params, version: int) -> list[dt.date]:
-    """The days that a version was trained on."""
-    return [parse_day(text) for text in bundle_of(ws, params, version).info["window"]]
+def _last_trained_on(ws: Workspace, params: Params, version: int) -> dt.date | None:
+    try:
+        return parse_day(bundle_of(ws, params, version).info["window"][-1])
+    except HapError:
+        return None
+
+
+def _is_due(ws: Workspace, params: Params, day: dt.date, logged: bool, now: dt.datetime) -> bool:
+    try:
+        report = read_report(ws.pages, day)
+    except DataError:
+        return True
+    if report is None or (report.labels == "open" and is_ripe(day, params.collect.label_delay_hours, now)):
+        return True
+    return logged and any(finding.cause.startswith(f"{LOGS}:") for finding in report.findings)

@@ -19,6 +19,7 @@ from flows.scratch import dead_scratch
 from flows.stages import end_orphans, run_module
 from hap import durable
 from hap.errors import HapError
+from hap.monitoring.report import columns_files
 from hap.params import Params
 from hap.registry import ledger as journal
 from hap.registry import versions
@@ -151,7 +152,7 @@ def _refuse_foreign_registry(ws: Workspace, rows: Sequence[Row], known: Sequence
 
 
 def _copies(ws: Workspace, known: Sequence[Version], here: Reasons, kept: Reasons, keep_days: int, now: dt.datetime) -> Iterator[Piece]:
-    """Rendered files and bundles of versions that no rollback needs here, and what is dead in .hap. MLflow has every one of the former."""
+    """Rendered files and bundles that no rollback needs here (MLflow has them all), what is dead in .hap, old pages of Evidently."""
     for version in sorted({one.number for one in known} - set(here)):
         folders = [ws.triton / name / str(version) for name in (*repository.ENSEMBLES, *GRAPHS)]
         if standing := [folder for folder in folders if folder.is_dir()]:
@@ -165,6 +166,9 @@ def _copies(ws: Workspace, known: Sequence[Version], here: Reasons, kept: Reason
     judging = {version for version, why in kept.items() if version in here or why in ("champion", "challenger")}
     for what, path, size in dead_scratch(ws, judging, keep_days, now):
         yield Piece(kind="copy", what=what, where=str(path), bytes=size)
+    for day, path in columns_files(ws.pages).items():
+        if day < now.date() - dt.timedelta(days=keep_days):  # the day's own page and report are small, and stay
+            yield Piece(kind="copy", what=f"Evidently's report of {day}", where=str(path), bytes=path.stat().st_size)
 
 
 def _remove_copy(ws: Workspace, piece: Piece) -> None:

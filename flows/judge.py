@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from flows.bundles import bundle_of
 from flows.page import write_page
-from flows.scratch import gate_copy
 from flows.talk import current
 from flows.whole import describe_whole, recall_of
 from hap.errors import HapError, NotFound
@@ -28,7 +28,7 @@ from hap.registry import versions
 from hap.registry.ledger import open_ledger
 from hap.samples import partitions
 from hap.samples.complete import write_complete
-from hap.serving.bundle import Bundle, read_bundle
+from hap.serving.bundle import Bundle
 from hap.serving.merge import routed_count
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
@@ -209,15 +209,6 @@ def opponent_of(ws: Workspace, params: Params, version: int) -> int | None:
     ledger = open_ledger(ws, params)
     champion = ledger.served()
     return ledger.previous_served() if champion == version else champion
-
-
-def bundle_of(ws: Workspace, params: Params, version: int) -> Bundle:
-    """A version's bundle, fetched from the registry into the workspace's scratch once."""
-    kept = gate_copy(ws, version)
-    try:
-        return read_bundle(kept)
-    except HapError:  # absent, or damaged: the registry's copy is the true one
-        return read_bundle(versions.fetch_bundle(ws, params, version, kept))
 
 
 def score_days(bundle: Bundle, files: Sequence[Path], label: str) -> tuple[dict[str, np.ndarray], Pool]:

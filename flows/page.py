@@ -18,9 +18,9 @@ def page_path(ws: Workspace, version: int) -> Path:
     return ws.pages / f"{versions.label(version)}.html"
 
 
-def artifact_key(ws: Workspace, version: int) -> str:
-    """The page's name among Prefect's artifacts, which may hold only lowercase letters, numbers and dashes."""
-    return f"{re.sub('[^a-z0-9]+', '-', ws.root.name.lower()).strip('-') or 'hap'}-{versions.label(version)}"
+def artifact_key(ws: Workspace, what: str) -> str:
+    """A page's name among Prefect's artifacts, which may hold only lowercase letters, numbers and dashes."""
+    return f"{re.sub('[^a-z0-9]+', '-', ws.root.name.lower()).strip('-') or 'hap'}-{what}"
 
 
 def write_page(ws: Workspace, params: Params, verdict: Verdict, bundle: Bundle) -> Path:

@@ -14,7 +14,7 @@ from flows.stages import dvc, repro
 from flows.talk import current
 from hap import durable
 from hap.days import is_ripe, judging_days, training_window
-from hap.errors import Refused
+from hap.errors import DataError, NotFound, Refused
 from hap.evaluation.verdict import Verdict
 from hap.logs import contract
 from hap.params import MODELS, Params
@@ -135,19 +135,17 @@ def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | N
     return Verdict.from_json(raw)
 
 
-def watch_drift(ws: Workspace, params: Params, day: dt.date) -> list[str]:
+def watch_drift(ws: Workspace, day: dt.date, now: dt.datetime) -> list[str]:
     """Compare the day with what the champion was trained on, and settle that into incidents; what changed, in lines.
 
-    Where nothing serves yet, the champion's days are no longer collected, or it was trained on this day, there is nothing to
-    compare with.
+    Where nothing serves yet, or the champion was trained on this day, there is nothing to compare with.
     """
-    from flows.drift import compare, window_of
+    from flows.drift import look_at_day
 
-    champion = open_ledger(ws, params).served()
-    window = window_of(ws, params, champion) if champion is not None else []
-    if not window or day in window or not all(partitions.find(ws, needed) for needed in window):
-        return ["nothing to compare with: no champion, its days are not collected, or it was trained on this one"]
-    return compare(ws, params, window, day).told.lines()
+    try:
+        return look_at_day(ws, day, now, locked=True).told.lines()
+    except (NotFound, DataError) as error:
+        return [str(error)]
 
 
 def promote_unless_held(ws: Workspace, params: Params, version: int, day: dt.date) -> tuple[list[str], str | None]:
@@ -158,7 +156,7 @@ def promote_unless_held(ws: Workspace, params: Params, version: int, day: dt.dat
     Raises:
         ServingError: no server runs.
     """
-    said = watch_drift(ws, params, day) if params.drift.blocks_promotion else []
+    said = watch_drift(ws, day, dt.datetime.now(dt.UTC)) if params.drift.blocks_promotion else []
     try:
         return [*said, promote(ws, params, version)], None
     except Refused as refused:

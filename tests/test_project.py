@@ -37,5 +37,6 @@ def test_the_wheel_carries_what_stands_at_the_top_of_the_project(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("hap-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"hap/project/docs/runbook.md", "hap/pages/drift.html", "hap/pages/index.html", "hap/pages/style.css"} <= names
     assert {"hap/project/dvc.yaml", "hap/project/params.yaml", "hap/project/triton_repo/runner.py", "flows/daily.py"} <= names
     assert not [name for name in names if name.startswith("tests/")]

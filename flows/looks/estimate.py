@@ -1,6 +1,6 @@
 """The watcher of quality before labels: the served scores of a day by the click map of the reference (hap.monitoring.estimate)."""
 
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.served import UNSCORABLE, labels_missing, reference_of, sides
 from flows.looks.subject import Subject
 from hap.monitoring.estimate import exposed_of, look_at, quality

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.served import UNSCORABLE, Days, labels_missing, reference_of, scored, sides, users_of
 from flows.looks.subject import Subject
 from hap.monitoring.columns import user_column

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.subject import Subject
 from flows.talk import current
 from hap.days import start_of

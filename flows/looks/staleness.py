@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from flows.judge import bundle_of
+from flows.bundles import bundle_of
 from flows.looks.subject import Subject
 from flows.steps import unfinished_days
 from hap.days import default_as_of

@@ -291,13 +291,14 @@ def backfill(
 
 
 def schedule(root: Root = None, dry_run: DryRun = False) -> None:
-    """Serve the nightly schedule of params.yaml in this process: every ripe unfinished day, one run at a time.
+    """Serve the schedule of params.yaml in this process: a look at every day that is due, and every ripe unfinished day retrained.
 
     Example: hapctl schedule --root ~/feeds
     """
     ws = find_workspace(root)
-    cron = ws.params().schedule
-    said = f"every ripe unfinished day of {ws.root}, at {cron.cron!r} {cron.timezone}, one run at a time"
+    params = ws.params()
+    cron = params.schedule
+    said = f"{ws.root}: looks at {params.drift.cron!r}, retrains at {cron.cron!r}, {cron.timezone}"
     if dry_run:
         typer.echo(f"would serve {said}")
         return

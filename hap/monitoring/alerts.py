@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hap.errors import UsageError
 from hap.monitoring.findings import Finding, Look
 from hap.params import SEVERITIES, Alerts
-from hap.registry.incidents import Figure, Incident, Incidents, Message, incidents
+from hap.registry.incidents import Figure, Incident, Incidents, Message, Settled, incidents
 from hap.registry.ledger import Entry, Ledger, Row, State
 
 Kind = Literal["failure", "warning", "info", "success"]  # Apprise's words
@@ -31,6 +31,9 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.opened or self.grown or self.closed)
 
+    def __add__(self, other: "Changes") -> "Changes":
+        return Changes(self.opened + other.opened, self.grown + other.grown, self.closed + other.closed)
+
 
 @dataclass(frozen=True)
 class Letter:
@@ -42,7 +45,7 @@ class Letter:
     key: str
 
 
-def settle(look: Look, known: Collection[Incident], now: dt.datetime, grow: float, settled: str | None = None) -> Changes:
+def settle(look: Look, known: Collection[Incident], now: dt.datetime, grow: float, settled: Settled | None = None) -> Changes:
     """What to open, what to tell again because it grew, and what to close because its cause is gone.
 
     An incident has grown when its severity is worse than any that was told, or its figure, over its limit, is `grow` times
@@ -51,18 +54,25 @@ def settle(look: Look, known: Collection[Incident], now: dt.datetime, grow: floa
 
     Args:
         known: the incidents that are open.
-        settled: the latest day that this watcher settled; an earlier day than that changes nothing.
+        settled: how far this watcher has come; of a cause that a later day judged, an earlier day changes nothing.
     """
-    if look.missing or (settled is not None and look.day < settled):
+    if look.missing:
         return Changes()
-    found = {finding.cause: finding for finding in sorted(look.findings, key=lambda one: one.cause)}
+    found = {
+        finding.cause: finding for finding in sorted(look.findings, key=lambda one: one.cause) if _speaks(look, finding.cause, settled)
+    }
     standing = {one.cause: one for one in sorted(known, key=lambda one: one.cause) if one.watcher == look.watcher}
     others = {one.cause for one in known} - set(standing)
     return Changes(
         opened=tuple(finding for cause, finding in found.items() if cause not in standing and cause not in others),
         grown=tuple((standing[cause], finding) for cause, finding in found.items() if _has_grown(standing.get(cause), finding, now, grow)),
-        closed=tuple(one for cause, one in standing.items() if cause not in found and cause not in look.unjudged),
+        closed=tuple(one for cause, one in standing.items() if cause not in found and _speaks(look, cause, settled)),
     )
+
+
+def _speaks(look: Look, cause: str, settled: Settled | None) -> bool:
+    """Whether the look has the latest word on a cause."""
+    return cause not in look.unjudged and (settled is None or look.day >= settled.judged(cause))
 
 
 def _has_grown(one: Incident | None, finding: Finding, now: dt.datetime, grow: float) -> bool:
@@ -88,7 +98,7 @@ def apply(ledger: Ledger, look: Look, alerts: Alerts, now: dt.datetime, page: st
     """
     before = incidents(ledger.rows())
     latest = before.settled.get(look.watcher)
-    changes = settle(look, before.open, now, alerts.grow, latest.day if latest else None)
+    changes = settle(look, before.open, now, alerts.grow, latest)
 
     def write(state: State, reason: str, **evidence: Any) -> None:
         evidence |= {"watcher": look.watcher}
@@ -106,12 +116,19 @@ def apply(ledger: Ledger, look: Look, alerts: Alerts, now: dt.datetime, page: st
         figure = Figure(day=look.day, severity=one.worst_said, said=f"{one.cause} healed")
         places = tuple(place for place in alerts.every_place() if place in addressed)
         write("closed", f"{one.cause} healed", incident=one.number, figure=asdict(figure), places=places, page=page)
-    findings = [{"cause": one.cause, "figure": asdict(figure_of(one, look.day))} for one in look.findings]
-    news = latest is None or (look.day, findings) != (latest.day, latest.findings)
-    if news and not look.missing and (latest is None or look.day >= latest.day):
+    spoken = [one for one in look.findings if _speaks(look, one.cause, latest)]
+    findings = [{"cause": one.cause, "figure": asdict(figure_of(one, look.day))} for one in spoken]
+    if not look.missing and (latest is None or _is_news(look, findings, latest)):
         count = f"{len(findings)} findings" if len(findings) != 1 else "1 finding"
-        write("settled", f"{look.watcher} of {look.day}: {count}", day=look.day, findings=findings)
+        write("settled", f"{look.watcher} of {look.day}: {count}", day=look.day, findings=findings, unjudged=sorted(look.unjudged))
     return changes, incidents(ledger.rows())
+
+
+def _is_news(look: Look, findings: list[dict[str, Any]], latest: Settled) -> bool:
+    """Whether a look tells more than what is settled: another day or other findings, or of an earlier day what no later one could judge."""
+    if look.day < latest.day:
+        return any(judged < look.day for cause, judged in latest.pending.items() if cause not in look.unjudged)
+    return (look.day, findings, set(look.unjudged)) != (latest.day, latest.findings, set(latest.pending))
 
 
 def acknowledge(ledger: Ledger, cause: str, *, actor: str, now: dt.datetime, reason: str = "") -> Row:

@@ -4,22 +4,27 @@ input:NAME          a declared feature in whatever way it moved (value, presence
 labels:click_rate   clicks among what was exposed
 cascade:candidates  how many candidates are logged, and how they fall into exposed, ranked and pre-ranked
 catalogue:GN        global negatives for each positive: the day's catalogue has too few items, or others
+
+Every judged column is a figure, too: its distance from the training window, of which a trend is drawn.
 """
 
 from collections.abc import Mapping, Sequence
 
 from hap.monitoring.columns import Column, ColumnDrift
-from hap.monitoring.findings import Finding, Look, as_one, ranked
+from hap.monitoring.findings import Figure, Finding, Look, as_one, ranked
 from hap.params import Severity
 
-FIGURES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
+WATCHER = "inputs"
+CAUSES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
 LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
+OF_CLICKS = frozenset({"click_rate", "GN_per_EP"})  # columns that say nothing before labels have matured
+METHODS = {"wasserstein": "Wasserstein distance in sd", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
 
 
 def cause_of(column: Column) -> str:
     """The cause that a judged column speaks of."""
     if column.source == "cand_kind":
-        return FIGURES.get(column.name, "cascade:candidates")
+        return CAUSES.get(column.name, "cascade:candidates")
     return "input:history_length" if column.source == "hist_age_hours" else f"input:{column.source}"
 
 
@@ -45,11 +50,19 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
                 value=one.value,
                 limit=one.threshold,
                 do=f"hapctl show {day}",
+                figure=_figure_name(column),
             )
             found.setdefault(cause, []).append(finding)
     findings = [as_one(ranked(several)) for several in found.values()]
     missing = not any(one.current_rows >= LEAST_ROWS for one in judged.values())
-    return Look(watcher="drift", day=day, findings=tuple(ranked(findings)), unjudged=frozenset(unjudged - set(found)), missing=missing)
+    return Look(
+        watcher=WATCHER,
+        day=day,
+        findings=tuple(ranked(findings)),
+        unjudged=frozenset(unjudged - set(found)),
+        missing=missing,
+        figures=tuple(_figure(column, judged[column.name]) for column in columns if column.name in judged),
+    )
 
 
 def in_words(name: str, one: ColumnDrift) -> str:
@@ -67,3 +80,12 @@ def _severity(one: ColumnDrift, page_from: float) -> Severity:
         return "info"
     lost = one.method is None
     return "page" if lost or one.value is None or not one.threshold or one.value >= page_from * one.threshold else "ticket"
+
+
+def _figure_name(column: Column) -> str:
+    return f"{WATCHER}.{column.name}"
+
+
+def _figure(column: Column, one: ColumnDrift) -> Figure:
+    method = f", {METHODS[one.method]}" if one.method else ""
+    return Figure(name=_figure_name(column), title=f"{column.name}{method}", value=one.value, most=one.threshold)

@@ -15,12 +15,11 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hap import durable
 from hap.errors import DataError
 from hap.monitoring.causes import LEAST_ROWS, look_at
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-SCHEMA = 2  # of the JSON; raised when a reader of the old one would be misled
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
 RANKS = (10, 100, 1000)
 CHANCE = 0.999  # sampling noise stays below what widens a threshold this often
@@ -43,32 +41,14 @@ WASSERSTEIN_NOISE = 3.0  # the same quantile of the distance of two equal normal
 
 @dataclass(frozen=True)
 class DriftResult:
-    """What drifted, worst first, and where the pages lie."""
+    """What drifted, worst first, and Evidently's page of it."""
 
     day: str
     reference_days: tuple[str, ...]
     drifted: tuple[str, ...]
     columns: dict[str, ColumnDrift]
-    html: Path
-    json: Path
+    html: bytes
     look: Look  # what it comes to, by cause
-
-    @property
-    def exit_code(self) -> int:
-        """4 when something drifted, else 0."""
-        return 4 if self.drifted else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The versioned report without the paths."""
-        return {
-            "schema": SCHEMA,
-            "day": self.day,
-            "reference_days": list(self.reference_days),
-            "drifted": list(self.drifted),
-            "findings": [finding.to_json() for finding in self.look.findings],
-            "unjudged": sorted(self.look.unjudged),
-            "columns": {name: asdict(column) for name, column in self.columns.items()},
-        }
 
 
 def sample_frames(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -169,16 +149,18 @@ def drift_report(
     current: "pd.DataFrame",
     features: Features,
     settings: Drift,
-    html: Path,
-    json: Path,
     *,
     day: dt.date,
     reference_days: Sequence[dt.date],
+    waiting: Collection[str] = (),
 ) -> DriftResult:
-    """Compare two frames column by column and write Evidently's page and the report, each in whole.
+    """Compare two frames column by column.
 
     A column that is constant, empty, new or gone is a finding. Columns of `reference` and `current` that no declared
     feature accounts for are not judged.
+
+    Args:
+        waiting: columns that cannot be judged before the day's labels have matured.
     """
     import numpy as np
     import pandas as pd
@@ -197,6 +179,9 @@ def drift_report(
             values = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan) if column.type == "numeric" else values
             sides.append(values.dropna())
         before, after = sides
+        if name in waiting:
+            judged[name] = ColumnDrift(None, None, None, False, _mean(before), None, 0, 0, "waits for the day's labels")
+            continue
         if column.type == "categorical":
             before, after = _folded(before, after)
             if column.role == "present" and not (before == "missing").any() and not (after == "missing").any():
@@ -223,22 +208,20 @@ def drift_report(
     drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
     ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
     look = look_at(str(day), judged_columns(features), judged, settings.page_from)
-    result = DriftResult(str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, html, json, look)
-    durable.write_bytes(html, page)
-    durable.write_json(json, result.to_json())
-    return result
+    return DriftResult(str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, page, look)
 
 
-def report_drift(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> DriftResult:
-    """Day D against the reference days, from the workspace's samples into its pages.
+def report_drift(
+    ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date, waiting: Collection[str] = ()
+) -> DriftResult:
+    """Day D against the reference days, from the workspace's samples.
 
     Raises:
         NotFound: a day was not collected.
         DataError: no reference day is given, or day D is one of them.
     """
     reference, current = sample_frames(ws, params, reference_days, day)
-    html, json = ws.pages / f"drift-{day}.html", ws.pages / f"drift-{day}.json"
-    return drift_report(reference, current, params.features, params.drift, html, json, day=day, reference_days=reference_days)
+    return drift_report(reference, current, params.features, params.drift, day=day, reference_days=reference_days, waiting=waiting)
 
 
 def _evidently(

@@ -3,8 +3,8 @@
 Every watcher returns findings; the page ranks them, alerts group them by cause, and the runbook has a line for each kind.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hap.params import SEVERITIES, Severity
@@ -20,6 +20,7 @@ class Finding:
     value: float | None = None  # what was measured, in units of `limit`
     limit: float | None = None  # from where on it is a finding
     do: str = ""  # the command that comes next
+    figure: str | None = None  # the name of the figure that it speaks of
 
     @property
     def kind(self) -> str:
@@ -65,6 +66,7 @@ class Look:
     missing: bool = False  # the day has no data at all, so nothing can be said of any cause
     figures: tuple[Figure, ...] = ()  # what it measured
     notes: tuple[str, ...] = ()  # what it could not look at, and why; a line each
+    detail: Mapping[str, Any] = field(default_factory=dict)  # what else its part of the page shows, as JSON
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

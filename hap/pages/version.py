@@ -6,12 +6,12 @@ Everything shown is read from the verdict, the bundle, and the training's record
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, SLICED
 from hap.evaluation.verdict import Rule, Verdict
 from hap.pages import figures
+from hap.pages.template import environment
 from hap.params import MODELS, NEGATIVES
 from hap.registry.versions import Version, label
 from hap.serving.bundle import Bundle
@@ -39,11 +39,9 @@ class Subject:
 
 def render(subject: Subject) -> str:
     """The page, one file with everything in it."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "signed": _signed, "count": lambda value: f"{value:,}", "plain": _plain}
-    template = environment.from_string(Path(__file__).with_name("version.html").read_text(encoding="utf-8"))
+    templates = environment().overlay()
+    templates.filters = {**templates.filters, "figure": _figure, "signed": _signed, "plain": _plain}
+    template = templates.get_template("version.html")
     verdict, training = subject.verdict, subject.training
     return template.render(
         label=label(verdict.version),

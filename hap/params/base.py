@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 KINDS = ("EP", "EN", "RN", "PRN", "GN")  # the code of a kind in samples is its place here
 NEGATIVES = KINDS[1:]
@@ -13,6 +13,15 @@ SEVERITIES: tuple[Severity, ...] = ("page", "ticket", "info")  # the worst first
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _five_fields(value: str) -> str:
+    if len(value.split()) != 5:
+        raise ValueError(f"{value!r} needs five fields, such as '0 3 * * *'")
+    return value
+
+
+Cron = Annotated[str, AfterValidator(_five_fields)]
 
 
 class Strict(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hap.params.base import Share, Strict
+from hap.params.base import Cron, Share, Strict
 
 
 class Export(Strict):
@@ -67,15 +67,8 @@ class Keep(Strict):
 
 
 class Schedule(Strict):
-    cron: str = "0 3 * * *"
-    timezone: str = "UTC"
-
-    @field_validator("cron")
-    @classmethod
-    def _five_fields(cls, value: str) -> str:
-        if len(value.split()) != 5:
-            raise ValueError(f"schedule.cron {value!r} needs five fields, such as '0 3 * * *'")
-        return value
+    cron: Cron = "0 3 * * *"
+    timezone: str = Field(default="UTC", description="of every cron in params.yaml")
 
     @field_validator("timezone")
     @classmethod

@@ -4,11 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hap.params.base import SEVERITIES, Count, Share, Strict
+from hap.params.base import SEVERITIES, Count, Cron, Share, Strict
 
 
 class Drift(Strict):
-    """Thresholds by column type; the method is stated in the page."""
+    """When a day is looked at, and thresholds by column type; the method is stated in the page."""
+
+    cron: Cron = Field(
+        default="30 2 * * *",
+        description="when `hapctl schedule` looks at the newest whole day, in schedule.timezone: late enough for its logs and, where "
+        "that is possible, its labels to be in, and before the retrain, whose promotion an incident can hold",
+    )
 
     numeric_method: Literal["wasserstein", "psi"] = "wasserstein"
     numeric_threshold: float = Field(default=0.1, gt=0, description="wasserstein: standard deviations; psi: its value")

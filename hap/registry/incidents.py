@@ -3,12 +3,12 @@
 Rows of the action `alert`, by state:
     opened, grew, closed   an incident's messages; each names its places, and is written before it is delivered
     told, untold           a delivery of a message to a place that worked, or did not
-    settled                a day was looked at by a watcher, with all its findings
+    settled                a day was looked at by a watcher, with its findings and the causes that it could not judge
 Rows of the actions `ack` and `snooze`, in the state `noted`, are a person's.
 """
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -128,10 +128,19 @@ class Incident:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The latest day that a watcher looked at, and its findings as they were written."""
+    """The latest day that a watcher looked at, and its findings as they were written.
+
+    `pending` holds the causes which that day could not judge, each with the latest day that did ("" where none): an earlier
+    day whose labels come in later still speaks of these.
+    """
 
     day: str
     findings: list[dict[str, Any]]
+    pending: dict[str, str] = field(default_factory=dict)
+
+    def judged(self, cause: str) -> str:
+        """The latest day that judged the cause."""
+        return self.pending.get(cause, self.day)
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ def incidents(rows: Iterable[Row]) -> Incidents:
                 messages=(message,),
             )
         elif row.action == "alert" and row.state == "settled":
-            settled[said["watcher"]] = Settled(day=said["day"], findings=said["findings"])
+            settled[said["watcher"]] = _settled(settled.get(said["watcher"]), said)
             for finding in said["findings"]:
                 for one in known.values():
                     if one.closed is None and (one.watcher, one.cause) == (said["watcher"], finding["cause"]):
@@ -199,6 +208,16 @@ def promotions_held(rows: Iterable[Row]) -> str | None:
         f"promotions are held: {worst.cause} is open since {worst.since} ({worst.last.said}){more}, and drift.blocks_promotion "
         "is set; see `hapctl alerts`, or promote with --force --reason TEXT"
     )
+
+
+def _settled(before: Settled | None, said: Mapping[str, Any]) -> Settled:
+    """How far a watcher has come after a row that says what it saw of a day."""
+    day, unjudged = said["day"], said["unjudged"]
+    if before is not None and day < before.day:
+        pending = {cause: judged if cause in unjudged else max(judged, day) for cause, judged in before.pending.items()}
+        return replace(before, pending=pending)
+    pending = {cause: before.judged(cause) if before else "" for cause in unjudged}
+    return Settled(day=day, findings=said["findings"], pending=pending)
 
 
 def _after(one: Incident, row: Row) -> Incident:

@@ -20,7 +20,7 @@ WORDS = {
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
     *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
     *("serve", "stop", "score"),
-    *("drift", "status", "doctor", "alerts", "ack", "snooze"),
+    *("drift", "watch", "status", "doctor", "alerts", "ack", "snooze"),
 }
 
 
@@ -56,10 +56,25 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in ("models", "show", "ledger", "status", "doctor", "drift", "score", "evaluate", "gate run", "describe", "gc", "alerts"):
+    for name in (
+        "models",
+        "show",
+        "ledger",
+        "status",
+        "doctor",
+        "drift",
+        "score",
+        "evaluate",
+        "gate run",
+        "describe",
+        "gc",
+        "alerts",
+        "watch",
+    ):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze"):  # fmt: skip
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze", "drift",
+                 "watch"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
         assert "--root" in options[name], name
@@ -83,6 +98,11 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["gate", "run", "--model", "v1"], 1, "v1 is not registered"),
         (["restore", "v1", "--into", "/nonexistent/x"], 1, "v1 is not registered"),
         (["drift", "--day", "2026-01-03"], 1, "no champion yet"),
+        (["drift", "--from", "2026-01-03", "--to", "2026-01-04"], 1, "no champion yet"),
+        (["drift", "--from", "2026-01-04", "--to", "2026-01-03"], 2, "backwards"),
+        (["drift"], 2, "write --day D, or --from D1 --to D2"),
+        (["drift", "--from", "2026-01-03"], 2, "write --day D, or --from D1 --to D2"),
+        (["drift", "--day", "2026-01-03", "--to", "2026-01-04"], 2, "write --day D, or --from D1 --to D2"),
         (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
         (["ack", "input:cand_price"], 1, "no incident 'input:cand_price' is open; none is"),
         (["snooze", "input:cand_price", "--until", "8h"], 1, "no incident 'input:cand_price' is open"),

@@ -8,13 +8,13 @@ import orjson
 import pytest
 import yaml
 
-import flows.drift
+import flows.looks.logs
 from flows import steps
 from flows.alerts import parse_until
 from hap.errors import UsageError
 from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, open_ledger
-from hap.workspace import Workspace, init_workspace
+from hap.workspace import Workspace, init_workspace, workspace_lock
 from tests.monitoring.receivers import webhook
 from tests.monitoring.test_drift import DAYS, FEATURES, write_samples
 from tests.words import Run, typing
@@ -31,9 +31,7 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         write_samples(ws, day)
     write_samples(ws, DAYS[3], price=3.0)
     write_samples(ws, DAYS[3] + dt.timedelta(days=1))
-    monkeypatch.setattr(flows.drift, "champion_of", lambda ws, params: 1)
-    monkeypatch.setattr(flows.drift, "bundle_of", lambda ws, params, version: SimpleNamespace(info={"window": [*map(str, DAYS[:3])]}))
-    monkeypatch.setattr(flows.drift, "collect_day", lambda *_: None)  # the samples are handmade, there are no logs
+    monkeypatch.setattr(flows.looks.logs, "bundle_of", lambda *_: SimpleNamespace(info={"window": [*map(str, DAYS[:3])]}))
     return ws
 
 
@@ -45,9 +43,11 @@ def hapctl(ws: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.long
 def test_a_drifted_day_is_told_once_and_its_recovery_too(ws: Workspace, hapctl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ledger(ws, ws.params()).append(Entry(at=NOW, actor="ann", action="promote", state="served", to_version=1))
     assert hapctl("alerts")[:2] == (0, "no incident is open\n")
     code, out, _ = hapctl("drift", "--day", "2026-01-04")
     assert code == 4 and "input:cand_price" in out.splitlines()[-2] and out.splitlines()[-2].startswith("opened")
+    assert out.startswith("2026-01-04: ") and "v1, trained on 2026-01-01 to 2026-01-03; labels matured" in out.splitlines()[0]
     assert "untold  HAP_ALERTS_PAGE" in out and "HAP_ALERTS_PAGE is not set" in out
 
     code, out, _ = hapctl("status")
@@ -78,17 +78,20 @@ def test_a_drifted_day_is_told_once_and_its_recovery_too(ws: Workspace, hapctl: 
     assert hapctl("alerts")[1] == "no incident is open\n" and "closed 2026-01-05" in hapctl("alerts", "--all")[1]
     actions = [(row["action"], row["state"]) for row in orjson.loads(hapctl("ledger", "--json")[1])]
     assert actions == [
-        *[("alert", "opened"), ("alert", "settled"), ("alert", "untold"), ("alert", "told")],
-        *[("ack", "noted"), ("snooze", "noted"), ("alert", "closed"), ("alert", "settled"), ("alert", "told")],
-    ]
+        ("promote", "served"),
+        *[("alert", "settled"), ("alert", "opened"), ("alert", "settled"), ("alert", "settled"), ("alert", "untold"), ("alert", "told")],
+        *[("ack", "noted"), ("snooze", "noted")],
+        *[("alert", "settled"), ("alert", "closed"), ("alert", "settled"), ("alert", "settled"), ("alert", "told")],
+    ]  # the day's logs, its inputs and its watchers are settled each
 
 
 def test_the_flow_settles_the_judged_day_before_it_promotes(ws: Workspace) -> None:
     params = ws.params()
-    assert steps.watch_drift(ws, params, DAYS[3])[0].startswith("nothing to compare with: no champion")
+    assert steps.watch_drift(ws, DAYS[3], NOW)[0].startswith("no champion yet")
     open_ledger(ws, params).append(Entry(at=NOW, actor="ann", action="promote", state="served", to_version=1))
-    assert steps.watch_drift(ws, params, DAYS[2])[0].startswith("nothing to compare with")  # the champion was trained on it
-    opened, untold = steps.watch_drift(ws, params, DAYS[3])
+    assert steps.watch_drift(ws, DAYS[2], NOW)[0].startswith("v1 was trained on 2026-01-03")
+    with workspace_lock(ws, "retrain", NOW):  # as the flow does
+        opened, untold = steps.watch_drift(ws, DAYS[3], NOW)
     assert opened.split() == ["opened", "page", "input:cand_price"] and "HAP_ALERTS_PAGE is not set" in untold
     assert promotions_held(open_ledger(ws, params).rows())
 

@@ -81,7 +81,7 @@ def test_a_day_is_retrained_once_and_the_second_time_is_a_no_op(ws: Workspace) -
         run = versions.get(ws, ws.params(), 1).run_id
         assert [entry.path for entry in client.list_artifacts(run, "page")] == ["page/v1.html"]
         assert "page/v1.html" in client.get_model_version("hap", "1").description
-    with prefect_api(ws) as url, urllib.request.urlopen(f"{url}/artifacts/{artifact_key(ws, 1)}/latest") as response:
+    with prefect_api(ws) as url, urllib.request.urlopen(f"{url}/artifacts/{artifact_key(ws, 'v1')}/latest") as response:
         assert page.as_uri() in orjson.loads(response.read())["data"]
     revision = git(ws, "rev-parse", "HEAD")
     stamps = {path: path.stat().st_mtime_ns for path in ws.models.rglob("*.pt")}

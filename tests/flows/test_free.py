@@ -13,7 +13,9 @@ import pytest
 
 from flows import free as gc
 from flows.scratch import MADE_OF, calibration_folder, gate_copy
+from hap import durable
 from hap.errors import Busy, HapError, NotFound
+from hap.monitoring.report import columns_file, page_file, report_file
 from hap.params import Keep, Params
 from hap.project import package_digest
 from hap.registry import mlflow_store, promotion, versions
@@ -137,8 +139,23 @@ def test_what_rollback_and_the_newest_need_stays_and_the_rest_goes(ws, few, run)
     assert (again.pieces, again.marked, str(again).splitlines()[-1]) == ((), (), "nothing to free")
 
 
+def test_evidentlys_reports_of_old_days_go_and_the_pages_of_the_days_stay(ws, run) -> None:
+    days = [(NOW - dt.timedelta(days=age)).date() for age in (0, FEW.days, FEW.days + 1, 400)]
+    for day in days:
+        for path in (columns_file(ws.pages, day), page_file(ws.pages, day), report_file(ws.pages, day)):
+            durable.write_text(path, "x" * 1000)
+    durable.write_text(ws.pages / "drift-soon-columns.html", "not ours")
+    planned = [piece for piece in run(dry_run=True).pieces if piece.what.startswith("Evidently")]
+    assert [(piece.where, piece.bytes) for piece in planned] == [(str(columns_file(ws.pages, day)), 1000) for day in sorted(days[2:])]
+    run()
+    assert {path.name for path in ws.pages.glob("*-columns.html")} == {
+        *(columns_file(ws.pages, day).name for day in days[:2]), "drift-soon-columns.html",
+    }  # fmt: skip
+    assert all(page_file(ws.pages, day).exists() and report_file(ws.pages, day).exists() for day in days)
+
+
 def test_a_rollback_works_after_it_and_a_freed_version_is_one_clear_line(ws, few, run, tmp_path) -> None:
-    from flows.judge import bundle_of
+    from flows.bundles import bundle_of
     from hap.registry.restore import restore
 
     run()

@@ -89,7 +89,7 @@ def test_the_order_of_findings_does_not_matter(history: list[Look], chance: rand
     known = incidents(play(before).rows())
     shuffled = list(last.findings)
     chance.shuffle(shuffled)
-    latest = known.settled["drift"].day if "drift" in known.settled else None
+    latest = known.settled.get("drift")
     one = settle(last, known.open, NOW, 1.5, latest)
     assert settle(replace(last, findings=tuple(shuffled)), known.open[::-1], NOW, 1.5, latest) == one
 
@@ -103,15 +103,15 @@ def test_the_same_day_again_changes_nothing_and_writes_nothing(history: list[Loo
 
 
 @given(histories())
-def test_open_is_what_the_latest_day_found_and_what_it_could_not_judge(history: list[Look]) -> None:
-    *before, last = history
-    known = incidents(play(before).rows())
-    open_before = {one.cause for one in known.open}
-    after = {one.cause for one in incidents(play(history).rows()).open}
-    if last.missing or ("drift" in known.settled and last.day < known.settled["drift"].day):
-        assert after == open_before
-    else:
-        assert after == {one.cause for one in last.findings} | (open_before & last.unjudged)
+def test_a_cause_is_open_where_the_latest_day_that_judged_it_found_it(history: list[Look]) -> None:
+    judged: dict[str, str] = {}  # cause -> the latest day that judged it
+    standing: set[str] = set()
+    for one in history:
+        for cause in () if one.missing else set(CAUSES) - one.unjudged:
+            if one.day >= judged.get(cause, ""):
+                judged[cause] = one.day
+                standing = standing | {cause} if cause in {found.cause for found in one.findings} else standing - {cause}
+    assert {one.cause for one in incidents(play(history).rows()).open} == standing
 
 
 @given(histories())
@@ -176,6 +176,17 @@ def test_a_mended_day_that_is_looked_at_again_closes_and_a_relapse_is_a_new_inci
     book = play([look(4, finding()), look(4), look(5, finding())])
     assert story(book) == [(CAUSES[0], False, ["opened", "closed"]), (CAUSES[0], True, ["opened"])]
     assert incidents(book.rows()).open[0].since == "2026-01-05"
+
+
+def test_labels_that_come_later_than_the_next_day_still_open_and_close_an_incident() -> None:
+    clicks = "labels:click_rate"
+    open_looks = [look(day, unjudged=(clicks,)) for day in (4, 5)]  # their labels are open, and come two days later
+    book = play([look(3), *open_looks, look(4, finding(clicks))])
+    assert [(one.cause, one.since) for one in incidents(book.rows()).open] == [(clicks, "2026-01-04")]
+    assert not apply(book, look(3), ALERTS, NOW)[0]  # a day before the latest that judged it
+    assert not apply(book, look(4, finding(clicks), finding()), ALERTS, NOW)[0], "of the other causes the 5th has spoken"
+    play([look(6, unjudged=(clicks,)), look(5)], book)
+    assert incidents(book.rows()).open == []
 
 
 def test_each_message_goes_to_the_places_of_its_severity_and_a_recovery_to_all_that_were_addressed() -> None:
