@@ -5,7 +5,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from flows.prefect_server import prefect_api
 from flows.talk import Talk, current
 from hap import durable
 from hap.errors import HapError, UsageError
-from hap.logs.simulator import simulate
+from hap.logs.faults import asked, parse
+from hap.logs.simulator import DEFAULTS, simulate
 from hap.params import NEGATIVES, Params
 from hap.project import project_file
 from hap.registry import promotion
@@ -49,22 +50,29 @@ DEMO_PARAMS: dict[str, Any] = {
 }
 
 
-def run_demo(root: Path, requests_per_day: int, seed: int) -> dict[str, Any]:
+def run_demo(root: Path, requests_per_day: int, seed: int, faults: Sequence[str] = ()) -> dict[str, Any]:
     """Make a workspace at `root`, live a first week in it, and return the summary.
 
+    Args:
+        faults: that spoil the logs of the last day, by their names (hap.logs.faults), each at its default size.
+
     Raises:
-        UsageError: `root` holds something that is not an earlier demo.
+        UsageError: `root` holds something that is not an earlier demo, or there is no such fault.
         Busy: another demo works there.
         ServingError: Triton is not installed.
     """
+    for text in faults:
+        asked(text, None)
     talk, begun = current(), psutil.Process().create_time()  # what a person waits for, the start of Python with it
     check_platform()
     require_runtime()
     with _alone(root) as ws:
-        return _first_week(ws, requests_per_day, seed, talk, begun)
+        return _first_week(ws, requests_per_day, seed, faults, talk, begun)
 
 
-def _first_week(ws: Workspace, requests_per_day: int, seed: int, talk: Talk, begun: float) -> dict[str, Any]:
+def _first_week(ws: Workspace, requests_per_day: int, seed: int, faults: Sequence[str], talk: Talk, begun: float) -> dict[str, Any]:
+    last = FIRST_DAY + dt.timedelta(days=DAYS - 1)
+
     def data() -> None:
         with talk.step("workspace"):
             _fresh(ws, seed)
@@ -72,10 +80,10 @@ def _first_week(ws: Workspace, requests_per_day: int, seed: int, talk: Talk, beg
         with talk.step("simulate"):
             simulate(
                 ws.logs(params), FIRST_DAY, DAYS, requests_per_day, seed, params.features,
+                wrong=[parse(text, last, None, seed, params.features, DEFAULTS.content_types) for text in faults],
                 progress=lambda done, of: talk.bar("simulate", done / of, f"{done:,} of {of:,} requests"),
             )  # fmt: skip
 
-    last = FIRST_DAY + dt.timedelta(days=DAYS - 1)
     outcomes: list[Outcome] = []
     with prefect_api(ws, meanwhile=data), _server(ws, talk):
         params = ws.params()

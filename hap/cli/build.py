@@ -34,6 +34,12 @@ def demo(
     ),
     requests_per_day: Annotated[int, typer.Option(help="Simulated requests of each day.", min=50)] = 1500,
     seed: Annotated[int, typer.Option(help="Seed of the simulated world and of the training.", min=0)] = 1,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A fault in the logs of the last day, as of `hapctl simulate`; its page names it. Repeatable.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -48,7 +54,7 @@ def demo(
         typer.echo(f"would make {root.resolve()} a fresh demo workspace with four days of {requests_per_day} requests")
         return
     with talking(Talk()):
-        summary = run_demo(root, requests_per_day, seed)
+        summary = run_demo(root, requests_per_day, seed, fault or ())
     answer(summary, summary_text(summary), json)
 
 

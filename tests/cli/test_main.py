@@ -166,6 +166,12 @@ def test_typos_in_words_and_options_are_usage_errors(hapctl: Run) -> None:
     assert hapctl("promote", "--modle", "v1")[0] == 2
 
 
+def test_a_demo_with_an_unknown_fault_makes_nothing(hapctl: Run, tmp_path: Path) -> None:
+    code, _, err = hapctl("demo", "--root", tmp_path / "demo", "--fault", "nope")
+    assert (code, err.count("\n")) == (2, 1) and "there is no such fault; known: " in err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_dry_runs_say_and_change_nothing(hapctl: Run, ws: Workspace, tmp_path: Path) -> None:
     for words in (["init", tmp_path / "new"], ["simulate", "--root", tmp_path / "new"], ["demo", "--root", tmp_path / "new"]):
         code, out, _ = hapctl(*words, "--dry-run")
