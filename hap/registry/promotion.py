@@ -24,9 +24,9 @@ from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, Ledger, Row, State
 from hap.registry.local import bundle_folder, fetched, local, local_versions, require_room
 from hap.registry.retention import needed_here
-from hap.registry.switch import Server, Switched, answers_as, replay, restore, standing, switch
+from hap.registry.switch import Server, Switched, answers_as, end_stage, replay, restore, standing, switch, try_apart
 from hap.registry.versions import label
-from hap.serving import repository
+from hap.serving import repository, staging
 from hap.serving.bundle import Bundle
 from hap.workspace import Workspace, exclusive
 
@@ -125,7 +125,7 @@ def promote(
         entry = desk.entry("promote", current, version, reason, forced, evidence)
         switched = _move(desk, entry, lambda: fetched(ws, params, version, known.bundle_digest), offline)
         if switched is not None:
-            notes += [*_tidy(desk), *_follow_alias(ws, params, version)]
+            notes += [str(switched), *_tidy(desk), *_follow_alias(ws, params, version)]
     return dataclasses.replace(planned, outcome="served" if switched else "pinned", switched=switched, notes=tuple(notes))
 
 
@@ -251,13 +251,15 @@ def _move(desk: _Desk, entry: Entry, bundle_of: Callable[[], Bundle], offline: b
         old = journal.served(desk.ledger.rows())
         repository.render(bundle, target, repo, desk.params.serving.backend)
         repository.check(repo, target)
+        tolerance = desk.params.gate.max_parity
+        tried = try_apart(bundle, target, tolerance) if entry.action == "promote" else None  # what is rolled back to has served here
         if offline or desk.server is None:
             repository.pin(repo, target, standing(repo, old, target))
             repository.check(repo, target)
             desk.outcome(entry, "pinned")
             return None
-        switched = switch(desk.server, repo, bundle, target, old, desk.params.gate.max_parity)
-        desk.outcome(entry, "served", replay=dataclasses.asdict(switched))
+        switched = switch(desk.server, repo, bundle, target, old, tolerance, tried)
+        desk.outcome(entry, "served", **switched.evidence())
         return switched
     except BaseException as error:  # an interrupt, too, must not leave a half-done move
         why = str(error) or type(error).__name__
@@ -302,6 +304,8 @@ def _repair(desk: _Desk, fetch: bool) -> list[str]:
         return [_settle(desk, left, f"{left.action} of {label(left.to_version or 0)} by {left.actor} was interrupted")]
     if waiting is not None and answers_as(desk.live, waiting.to_version):
         return [_settle(desk, waiting, f"{label(waiting.to_version or 0)}, pinned by {waiting.actor}, was started")]
+    if staging.REHEARSAL in staging.staged(repo):  # of a `hapctl parity` that was killed
+        end_stage(desk.live, repo, staging.REHEARSAL)
     truth = journal.served(rows)
     wanted = waiting.to_version if waiting is not None else truth
     follows = waiting is not None or desk.live is None or answers_as(desk.live, truth)

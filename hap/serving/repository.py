@@ -116,7 +116,7 @@ def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
         if champion is None:
             (repo / name / CONFIG).unlink(missing_ok=True)
         else:
-            _rewrite(repo / name / CONFIG, _ensemble(repo, name, champion))
+            _rewrite(repo / name / CONFIG, ensemble_config(repo, name, champion))
 
 
 def pinned(repo: Path) -> int | None:
@@ -157,7 +157,31 @@ def check(repo: Path, version: int) -> None:
         if not (repo / name / str(version)).is_dir():
             raise DataError(f"{repo / name / str(version)} is missing; remove v{version} and promote it again")
         if (repo / name / CONFIG).exists():
-            _check_ensemble(repo, name)
+            check_ensemble(repo, name)
+
+
+def check_ensemble(repo: Path, ensemble: str, name: str | None = None) -> None:
+    """Look through an ensemble's config, under another name where one is given.
+
+    Raises:
+        DataError: it does not parse, or is wired to other tensors or to a version that is not loaded.
+    """
+    path = repo / (name or ensemble) / CONFIG
+    config = parse_config(path)
+    _check_entries(path, config, ensemble)
+    version = list(config.version_policy.specific.versions)
+    steps = config.ensemble_scheduling.step
+    if tuple(step.model_name for step in steps) != ENSEMBLES[ensemble]:
+        raise DataError(f"{path}: its steps are {[step.model_name for step in steps]}, not {list(ENSEMBLES[ensemble])}")
+    for step in steps:
+        if [step.model_version] != version or step.model_version not in loaded(repo):
+            raise DataError(
+                f"{path}: step {step.model_name} is pinned to v{step.model_version}; {ensemble} is {version}, loaded are {loaded(repo)}"
+            )
+        inputs, outputs = WIRING[step.model_name]
+        for found, wanted in ((step.input_map, inputs), (step.output_map, outputs)):
+            if dict(found) != {entry.name: entry.name for entry in wanted}:
+                raise DataError(f"{path}: step {step.model_name} is wired {dict(found)}")
 
 
 def remove(repo: Path, version: int) -> None:
@@ -180,6 +204,19 @@ def schema_of(repo: Path, version: int) -> dict[str, Any]:
 def canary_file(repo: Path, version: int) -> Path:
     """The golden request that the watch of the running server sends."""
     return repo / _MARKED / str(version) / GOLDEN
+
+
+def ensemble_config(repo: Path, ensemble: str, version: int, name: str | None = None) -> str:
+    """The config.pbtxt of an ensemble pinned to a rendered version; under another name it is beside the served one."""
+    inputs, outputs = WIRING[ensemble]
+    steps = [
+        {"name": step, "inputs": [entry.name for entry in WIRING[step][0]], "outputs": [entry.name for entry in WIRING[step][1]]}
+        for step in ENSEMBLES[ensemble]
+    ]
+    schema = orjson.dumps({"version": version, **schema_of(repo, version)}, option=orjson.OPT_SORT_KEYS).decode()
+    return _template(
+        "ensemble.pbtxt.j2", name=name or ensemble, version=version, inputs=inputs, outputs=outputs, steps=steps, schema=schema
+    )
 
 
 def parse_config(path: Path) -> Any:
@@ -215,16 +252,6 @@ def _member(name: str, backend: Backend, versions: Sequence[int]) -> str:
     return _template("member.pbtxt.j2", name=name, backend=backend, versions=versions, inputs=inputs, outputs=outputs)
 
 
-def _ensemble(repo: Path, name: str, version: int) -> str:
-    inputs, outputs = WIRING[name]
-    steps = [
-        {"name": step, "inputs": [entry.name for entry in WIRING[step][0]], "outputs": [entry.name for entry in WIRING[step][1]]}
-        for step in ENSEMBLES[name]
-    ]
-    schema = orjson.dumps({"version": version, **schema_of(repo, version)}, option=orjson.OPT_SORT_KEYS).decode()
-    return _template("ensemble.pbtxt.j2", name=name, version=version, inputs=inputs, outputs=outputs, steps=steps, schema=schema)
-
-
 def _template(file: str, **values: Any) -> str:
     import jinja2
 
@@ -253,25 +280,6 @@ def _check_entries(path: Path, config: Any, name: str) -> None:
 
 def _type_name(entry: Any) -> str:
     return str(entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[entry.data_type].name)
-
-
-def _check_ensemble(repo: Path, name: str) -> None:
-    path = repo / name / CONFIG
-    config = parse_config(path)
-    _check_entries(path, config, name)
-    version = list(config.version_policy.specific.versions)
-    steps = config.ensemble_scheduling.step
-    if tuple(step.model_name for step in steps) != ENSEMBLES[name]:
-        raise DataError(f"{path}: its steps are {[step.model_name for step in steps]}, not {list(ENSEMBLES[name])}")
-    for step in steps:
-        if [step.model_version] != version or step.model_version not in loaded(repo):
-            raise DataError(
-                f"{path}: step {step.model_name} is pinned to v{step.model_version}; {name} is {version}, loaded are {loaded(repo)}"
-            )
-        inputs, outputs = WIRING[step.model_name]
-        for found, wanted in ((step.input_map, inputs), (step.output_map, outputs)):
-            if dict(found) != {entry.name: entry.name for entry in wanted}:
-                raise DataError(f"{path}: step {step.model_name} is wired {dict(found)}")
 
 
 def _check_graph(path: Path, name: str) -> None:
