@@ -135,7 +135,7 @@ def _loaded(ws: Workspace, params: Params, bundle: Bundle, version: int, server:
         champion = journal.served(rows)
         if journal.open_move(rows) or repository.pinned(repo) != champion:
             raise Busy("a promotion was interrupted, or a pin waits for the next start: `hapctl promote` or `hapctl rollback` settles it")
-        repository.render(bundle, version, repo, params.serving.backend)
+        repository.render(bundle, version, repo, params.serving.backend, params.serving.tensorrt)
         repository.check(repo, version)
         try:
             repository.pin(repo, champion, standing(repo, *repository.loaded(repo), champion, version))

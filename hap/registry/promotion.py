@@ -249,7 +249,7 @@ def _move(desk: _Desk, entry: Entry, bundle_of: Callable[[], Bundle], offline: b
     try:
         bundle = bundle_of()
         old = journal.served(desk.ledger.rows())
-        repository.render(bundle, target, repo, desk.params.serving.backend)
+        repository.render(bundle, target, repo, desk.params.serving.backend, desk.params.serving.tensorrt)
         repository.check(repo, target)
         tolerance = desk.params.gate.max_parity
         tried = try_apart(bundle, target, tolerance) if entry.action == "promote" else None  # what is rolled back to has served here
@@ -317,7 +317,7 @@ def _repair(desk: _Desk, fetch: bool) -> list[str]:
     for version in {wanted, truth} - {None, *repository.rendered(repo)}:
         assert version is not None
         bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
-        repository.render(bundle, version, repo, desk.params.serving.backend)
+        repository.render(bundle, version, repo, desk.params.serving.backend, desk.params.serving.tensorrt)
     if waiting is not None:
         repository.pin(repo, wanted, standing(repo, truth, wanted))
     else:

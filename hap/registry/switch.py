@@ -94,6 +94,7 @@ def switch(
     """
     golden = bundle.golden()
     repository.pin(repo, old, standing(repo, old, version))
+    repository.check_members(repo)
     for member in GRAPHS:
         server.load(member)
     here: Answers = {ONNXRUNTIME: tried} if tried is not None else {}
