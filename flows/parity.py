@@ -12,8 +12,8 @@ from hap.errors import Busy, DataError, HapError
 from hap.params import Params
 from hap.registry import ledger as journal
 from hap.registry.local import fetched
-from hap.registry.promotion import promotion_lock
 from hap.registry.switch import Server, answers_as, ask, rehearse, restore, standing
+from hap.registry.turns import promotion_lock
 from hap.registry.versions import label
 from hap.samples.replay import logged_requests
 from hap.serving import repository, trial
@@ -129,9 +129,9 @@ def _with_pytorch(ws: Workspace, bundle: Bundle, golden: Sequence[Golden], logge
 @contextlib.contextmanager
 def _loaded(ws: Workspace, params: Params, bundle: Bundle, version: int, server: Server, now: dt.datetime) -> Iterator[None]:
     """Have a version's members loaded beside what serves, alone among those who change that; everything is as before afterwards."""
-    repo = ws.triton
-    with promotion_lock(ws, f"parity of {label(version)}", now):
-        rows = journal.open_ledger(ws, params).rows()
+    repo, ledger = ws.triton, journal.open_ledger(ws, params)
+    with promotion_lock(ws, ledger, f"parity of {label(version)}", now):
+        rows = ledger.rows()
         champion = journal.served(rows)
         if journal.open_move(rows) or repository.pinned(repo) != champion:
             raise Busy("a promotion was interrupted, or a pin waits for the next start: `hapctl promote` or `hapctl rollback` settles it")

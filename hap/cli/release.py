@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hap.registry.promotion import Promotion
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; the ledger keeps it.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Settle here what a killed command of another folder left open; only where that one is gone.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Only check and pin it for the next start of the server.")]
 
 
@@ -94,6 +97,7 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Promote without a passing verdict; needs --reason.")] = False,
     reason: Reason = "",
     offline: Offline = False,
+    take_over: TakeOver = False,
     url: Url = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -112,13 +116,19 @@ def promote(
     with server_of(ws, params.serving) as server:
         moved = promotion.promote(
             ws, params, version, server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC),
-            reason=reason, force=force, dry_run=dry_run, offline=offline,
+            reason=reason, force=force, dry_run=dry_run, offline=offline, take_over=take_over,
         )  # fmt: skip
     _say(moved, json)
 
 
 def rollback(
-    root: Root = None, reason: Reason = "", offline: Offline = False, url: Url = None, dry_run: DryRun = False, json: Json = False
+    root: Root = None,
+    reason: Reason = "",
+    offline: Offline = False,
+    take_over: TakeOver = False,
+    url: Url = None,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Go back to the version that served before; works while MLflow is unreachable.
 
@@ -140,6 +150,7 @@ def rollback(
             reason=reason,
             dry_run=dry_run,
             offline=offline,
+            take_over=take_over,
         )
     _say(moved, json)
 

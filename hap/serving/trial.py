@@ -25,8 +25,8 @@ from hap.serving.bundle import GOLDEN, SCHEMA, Bundle, Golden, read_golden, writ
 from hap.serving.parity import asked
 from hap.serving.session import BundleSession
 
-LOADING_S = 60.0  # importing ONNX Runtime and loading four graphs
-STEP_S = 10.0  # one graph on one request
+LOADING_S = 120.0  # importing ONNX Runtime and loading four graphs
+STEP_S = 20.0  # one graph on one request; milliseconds are usual
 
 
 @dataclass(frozen=True, eq=False)

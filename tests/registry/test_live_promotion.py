@@ -11,7 +11,7 @@ import pytest
 
 from hap.errors import DataError, HapError
 from hap.params import Params
-from hap.registry import promotion, versions
+from hap.registry import moves, promotion, versions
 from hap.registry.ledger import open_ledger
 from hap.serving import repository, runtime
 from hap.serving.bundle import read_bundle, seal_bundle
@@ -100,7 +100,7 @@ def test_versions_switch_under_load_without_a_failed_or_mixed_answer_and_a_bad_o
         with pytest.raises(DataError, match=refused.format("ONNX Runtime")):
             move(promotion.promote, LYING)
         with monkeypatch.context() as patch, pytest.raises(DataError, match=refused.format("Triton")):
-            patch.setattr(promotion, "try_apart", lambda *_: None)  # the rehearsal sees it, too
+            patch.setattr(moves, "try_apart", lambda *_: None)  # the rehearsal sees it, too
             move(promotion.promote, LYING)
         assert (client.versions("hap"), client.versions("light"), ledger.served()) == ([2], [1, 2], 2)
         assert move(promotion.rollback).version == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hap.errors import ServingError
-from hap.registry import promotion, versions
+from hap.registry import moves, versions
 from hap.registry.ledger import Ledger
 from hap.registry.local import bundle_folder
 from hap.serving import repository, staging
@@ -90,12 +90,12 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, server: FileTriton, die_at: int
     ):
         counted(owner, name)
     if die_at is not None:
-        undo = promotion._undo
+        undo = moves._undo
 
         def dead(desk, entry, why):
             if why == "Killed":
                 raise Killed
             return undo(desk, entry, why)
 
-        monkeypatch.setattr(promotion, "_undo", dead)
+        monkeypatch.setattr(moves, "_undo", dead)
     return done

@@ -109,7 +109,7 @@ promotion.promote(ws, load_params(project_file("params.yaml")), 2, server=server
 def test_a_process_killed_after_the_switch_is_finished_by_the_next_command(ws, params, server, ledger, promote) -> None:
     promote(1)
     judged_against_champion(ws, params, 2)
-    killed = subprocess.run([sys.executable, "-c", PROMOTE, str(ws.root), str(server.state)], capture_output=True, check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", PROMOTE, str(ws.root), str(server.state)], capture_output=True, check=False, timeout=240)
     assert killed.returncode == -9, killed.stderr
     assert story(ledger)[-1] == ("promote", "intended", 1, 2) and server.serves() == 2
     notes = promotion.repair(ws, params, now=NOW, server=server, actor="cy")

@@ -6,6 +6,7 @@ from flows.parity import Measured, measure
 from hap.errors import Busy, DataError, ServingError
 from hap.params import Params
 from hap.registry import promotion
+from hap.registry.turns import promotion_lock
 from hap.serving import repository, staging, trial
 from hap.workspace import Workspace
 from tests.registry.conftest import NOW
@@ -89,12 +90,12 @@ def test_what_a_killed_one_left_is_cleared_by_the_next_promotion(ws, params, pro
     assert staging.staged(ws.triton) == {} and server.versions("hap_rehearsal") == []
 
 
-def test_a_pin_that_waits_and_a_promotion_that_runs_are_not_disturbed(ws, params, promote, server) -> None:
+def test_a_pin_that_waits_and_a_promotion_that_runs_are_not_disturbed(ws, params, promote, server, ledger) -> None:
     promote(1)
     promote(2, offline=True)
     with pytest.raises(Busy, match="a pin waits for the next start"):
         measured(ws, params, 3, server)
-    with promotion.promotion_lock(ws, "promote v2", NOW), pytest.raises(Busy, match=r"promote v2 .* is changing what serves"):
+    with promotion_lock(ws, ledger, "promote v2", NOW), pytest.raises(Busy, match=r"promote v2 .* is changing what serves"):
         measured(ws, params, 3, server)
     assert (repository.pinned(ws.triton), server.serves()) == (2, 1)
 
