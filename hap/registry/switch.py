@@ -20,6 +20,7 @@ from hap.serving.bundle import GRAPHS, Bundle, Golden
 from hap.serving.parity import asked
 from hap.serving.request import RequestTensors
 from hap.serving.staging import REHEARSAL
+from hap.serving.wire import StubDied
 
 ENSEMBLES = tuple(repository.ENSEMBLES)
 
@@ -195,6 +196,8 @@ def replay(server: Server, bundle: Bundle, version: int, tolerance: float) -> tu
 def rehearse(server: Server, repo: Path, golden: Sequence[Golden], version: int) -> list[Answer]:
     """What a version whose members are loaded answers, under names that no caller asks for; they are gone afterwards.
 
+    A member's process may have died unnoticed while nobody asked that version; then it is loaded anew, once.
+
     Raises:
         DataError: another version answered, or an answer has another number of candidates; callers never met the version.
         ServingError: the server refused a load or a request. As above.
@@ -202,7 +205,13 @@ def rehearse(server: Server, repo: Path, golden: Sequence[Golden], version: int)
     staged = staging.stage(repo, REHEARSAL, version)
     for name in staged.values():
         server.load(name)
-    answers = ask(server, golden, staged, version)
+    try:
+        answers = ask(server, golden, staged, version)
+    except StubDied:
+        repository.touch(repo, version)
+        for model in (*GRAPHS, *staged.values()):
+            server.load(model)
+        answers = ask(server, golden, staged, version)
     end_stage(server, repo, REHEARSAL)
     return answers
 

@@ -210,6 +210,12 @@ def check_ensemble(repo: Path, ensemble: str, name: str | None = None) -> None:
                 raise DataError(f"{path}: step {step.model_name} is wired {dict(found)}")
 
 
+def touch(repo: Path, version: int) -> None:
+    """Have the next load of the members make version N anew: Triton takes a folder with a new time for a changed one."""
+    for name in GRAPHS:
+        os.utime(repo / name / str(version))
+
+
 def remove(repo: Path, version: int) -> None:
     """Take a version's folders away.
 

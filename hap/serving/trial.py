@@ -23,6 +23,7 @@ from hap.errors import DataError, HapError
 from hap.params import Features, Route
 from hap.serving.bundle import GOLDEN, SCHEMA, Bundle, Golden, read_golden, write_golden
 from hap.serving.parity import asked
+from hap.serving.server import die_with_parent
 from hap.serving.session import BundleSession
 
 LOADING_S = 120.0  # importing ONNX Runtime and loading four graphs
@@ -51,7 +52,10 @@ def tried(folder: Path, requests: Sequence[Golden], step_s: float = STEP_S) -> l
         answers = Path(scratch) / "answers.npz"
         write_golden(Path(scratch), requests)
         words = [sys.executable, "-P", "-m", __name__, str(folder), str(Path(scratch) / GOLDEN), str(answers)]
-        with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=die_with_parent) as process,
+        ):
             last = _follow(process, step_s)
             if process.wait():
                 errors.seek(0)
