@@ -73,6 +73,7 @@ class Serving(Strict):
     )
     log_share: Share = Field(default=0.01, description="share of the served requests that is written, by the hash of request_id")
     log_file_mb: float = Field(default=64.0, gt=0, description="MiB after which a file of served requests is closed and the next begun")
+    log_file_s: float = Field(default=600.0, gt=0, description="seconds after which such a file is closed: what a killed client can lose")
     log_queue_mb: float = Field(default=64.0, gt=0, description="MiB that may wait to be written; what is beyond is dropped and counted")
     canary_s: float = Field(default=1.0, gt=0, description="seconds between two canary inferences of `serve`")
 
