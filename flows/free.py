@@ -25,9 +25,9 @@ from hap.registry import ledger as journal
 from hap.registry import versions
 from hap.registry.ledger import Row
 from hap.registry.local import bundle_folder, folder_bytes, local_versions
-from hap.registry.promotion import promotion_lock
 from hap.registry.retention import Reasons, kept_whole, needed_here
 from hap.registry.switch import Server
+from hap.registry.turns import promotion_lock
 from hap.registry.versions import Version, label
 from hap.serving import repository
 from hap.serving.bundle import GRAPHS
@@ -100,10 +100,11 @@ def free(ws: Workspace, params: Params, *, server: Server | None, actor: str, no
         Busy: a retrain, gate or promotion runs.
         HapError: MLflow cannot be reached or is not the one that the ledger speaks of; nothing was freed.
     """
-    with workspace_lock(ws, "gc", now), promotion_lock(ws, "gc", now):
+    ledger = journal.open_ledger(ws, params)
+    with workspace_lock(ws, "gc", now), promotion_lock(ws, ledger, "gc", now):
         if not dry_run:
             end_orphans(ws)
-        rows, known = journal.open_ledger(ws, params).rows(), versions.list_versions(ws, params)
+        rows, known = ledger.rows(), versions.list_versions(ws, params)
         _refuse_foreign_registry(ws, rows, known)
         loaded = [version for member in GRAPHS for version in server.versions(member)] if server and server.live() else []
         here = needed_here(rows, params.keep, ws.triton, loaded)

@@ -201,9 +201,14 @@ def workspace_lock(ws: Workspace, purpose: str, now: dt.datetime) -> contextlib.
     return exclusive(ws, "workspace", f"holds {ws.root}", purpose, now)
 
 
+def exclusive(ws: Workspace, name: str, doing: str, purpose: str, now: dt.datetime) -> contextlib.AbstractContextManager[None]:
+    """Hold one of the workspace's locks alone. Raises Busy as `exclusive_in` does."""
+    return exclusive_in(ws.state, name, doing, purpose, now)
+
+
 @contextlib.contextmanager
-def exclusive(ws: Workspace, name: str, doing: str, purpose: str, now: dt.datetime) -> Iterator[None]:
-    """Hold one of the workspace's locks alone.
+def exclusive_in(folder: Path, name: str, doing: str, purpose: str, now: dt.datetime) -> Iterator[None]:
+    """Hold a lock that lies in a folder alone.
 
     The operating system frees it when the holder dies, so a killed command never blocks the next.
 
@@ -213,8 +218,8 @@ def exclusive(ws: Workspace, name: str, doing: str, purpose: str, now: dt.dateti
     Raises:
         Busy: somebody holds it; the message says who, since when and for what.
     """
-    ws.state.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(ws.state / f"{name}.lock"), holder_file(ws, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / f"{name}.lock"), folder / f"{name}.holder.json"
     try:
         lock.acquire(timeout=0)
     except Timeout:

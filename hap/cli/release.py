@@ -1,4 +1,4 @@
-"""Words about versions and what serves: models, promote, rollback, freeze, unfreeze, ledger, restore, gc."""
+"""Words about versions and what serves: models, parity, promote, rollback, freeze, unfreeze, ledger, restore, gc."""
 
 import datetime as dt
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hap.cli.options import DryRun, Json, Root, Url, answer
+from hap.cli.options import DryRun, Json, Root, Url, answer, day_of
 from hap.tables import table
 from hap.workspace import find_workspace
 
@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from hap.registry.promotion import Promotion
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; the ledger keeps it.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Settle here what a killed command of another folder left open; only where that one is gone.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Only check and pin it for the next start of the server.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these words to hapctl."""
     app.command()(models)
+    app.command()(parity)
     app.command()(promote)
     app.command()(rollback)
     app.command()(freeze)
@@ -59,12 +63,41 @@ def models(root: Root = None, json: Json = False) -> None:
     answer([{**v.as_json(), "champion": v.number == champion} for v in known], text, json)
 
 
+def parity(
+    model: Annotated[str, typer.Option(help="The version, such as v42.", show_default=False)],
+    day: Annotated[
+        str | None, typer.Option("--day", help="Ask for logged requests of this day, too, with all their candidates.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many requests of the day.", min=1)] = 20,
+    root: Root = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Compare PyTorch, ONNX Runtime and the running Triton on golden requests and edges. Exit code 1 where they do not agree.
+
+    A version that does not serve is rehearsed beside the one that does.
+
+    Example: hapctl parity --model v42 --day 2026-01-04
+    """
+    from flows.parity import measure
+    from hap.registry.versions import parse_version
+    from hap.serving.remote import server_of, with_url
+
+    version, ws = parse_version(model), find_workspace(root)
+    wanted, params = day_of(day) if day else None, with_url(ws.params(), url)
+    with server_of(ws, params.serving) as server:
+        found = measure(ws, params, version, server=server, now=dt.datetime.now(dt.UTC), day=wanted, limit=limit)
+    answer(found.as_json(), str(found), json)
+    raise typer.Exit(0 if found.fault is None else 1)
+
+
 def promote(
     model: Annotated[str, typer.Option(help="The version, such as v42.", show_default=False)],
     root: Root = None,
     force: Annotated[bool, typer.Option("--force", help="Promote without a passing verdict; needs --reason.")] = False,
     reason: Reason = "",
     offline: Offline = False,
+    take_over: TakeOver = False,
     url: Url = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -83,13 +116,19 @@ def promote(
     with server_of(ws, params.serving) as server:
         moved = promotion.promote(
             ws, params, version, server=server, actor=default_actor(), now=dt.datetime.now(dt.UTC),
-            reason=reason, force=force, dry_run=dry_run, offline=offline,
+            reason=reason, force=force, dry_run=dry_run, offline=offline, take_over=take_over,
         )  # fmt: skip
     _say(moved, json)
 
 
 def rollback(
-    root: Root = None, reason: Reason = "", offline: Offline = False, url: Url = None, dry_run: DryRun = False, json: Json = False
+    root: Root = None,
+    reason: Reason = "",
+    offline: Offline = False,
+    take_over: TakeOver = False,
+    url: Url = None,
+    dry_run: DryRun = False,
+    json: Json = False,
 ) -> None:
     """Go back to the version that served before; works while MLflow is unreachable.
 
@@ -111,6 +150,7 @@ def rollback(
             reason=reason,
             dry_run=dry_run,
             offline=offline,
+            take_over=take_over,
         )
     _say(moved, json)
 

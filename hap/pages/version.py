@@ -14,6 +14,7 @@ from hap.pages import figures
 from hap.pages.template import environment
 from hap.params import MODELS, NEGATIVES
 from hap.registry.versions import Version, label
+from hap.serving.agreement import kind_of
 from hap.serving.bundle import Bundle
 from hap.training.conflict import draw_conflict
 
@@ -58,6 +59,7 @@ def render(subject: Subject) -> str:
         quality=_quality(verdict),
         slices=_slices(verdict),
         parity=subject.bundle.parity(),
+        compared=_compared(subject.bundle.parity()),
         costs=_costs(subject),
         budgets={BUDGETS[rule.name].format(rule.value): rule for rule in verdict.rules if rule.name in BUDGETS and rule.value is not None},
         pictures=_pictures(subject),
@@ -92,6 +94,22 @@ def _slices(verdict: Verdict) -> list[dict[str, Any]]:
         change = one["gauc"] - one["champion_gauc"] if known else None
         rows.append({"name": name, **one, "change": change, "rule": rules.get(f"{SLICED}.{name}.regression")})
     return sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0.0))
+
+
+def _compared(parity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The golden requests by kind, real ones as one: the worst of each figure."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for one in parity["by_request"]:
+        kinds.setdefault(kind_of(one["name"]), []).append(one)
+    rows = []
+    for kind, found in kinds.items():
+        sizes = sorted(one["candidates"] for one in found)
+        row = {"name": f"{len(found)} {kind} requests" if len(found) > 1 else found[0]["name"], "least": sizes[0], "most": sizes[-1]}
+        row["max_abs_diff"] = max(one["max_abs_diff"] for one in found)
+        row["misrouted"] = sum(one["misrouted"] for one in found)
+        row |= {name: min(one[name] for one in found) for name in ("top_overlap", "routing_agreement")}
+        rows.append(row)
+    return rows
 
 
 def _costs(subject: Subject) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from hap.params.base import KINDS, MODELS, NEGATIVES, SEVERITIES, Severity
 from hap.params.features import Feature, Features
 from hap.params.judging import Gate, Slice
 from hap.params.load import load_params, resolve
-from hap.params.release import Export, Keep, Mlflow, Serving
+from hap.params.release import Export, Keep, Mlflow, Serving, TensorRT
 from hap.params.samples import Collect, Window
 from hap.params.training import SHARE_SLACK, Light, Loss, Model, Route
 from hap.params.watching import Alerts, Drift, Estimate, Funnel, Labels, Skew, Staleness, Traffic
@@ -44,6 +44,7 @@ __all__ = [
     "Slice",
     "Staleness",
     "Traffic",
+    "TensorRT",
     "Window",
     "load_params",
     "resolve",

@@ -26,6 +26,25 @@ class Mlflow(Strict):
     experiment: str = "hap"
 
 
+class TensorRT(Strict):
+    """The GPU of a Triton that somebody else runs, through ONNX Runtime's TensorRT: the request sizes that engines are built for."""
+
+    opt_candidates: int = Field(default=300, ge=1, description="N that engines are made fastest for: what a usual request has")
+    max_candidates: int = Field(default=2000, ge=2000, description="largest N; a request beyond it fails. The golden requests have 2,000")
+    engine_cache: str = Field(
+        default="/var/cache/hap-tensorrt",
+        pattern=r"^/[^\s:,]*$",
+        description="folder where the server keeps built engines; of the server's own file system, and written by it",
+    )
+    workspace_mb: float = Field(default=1024.0, gt=0, description="MiB of GPU memory that a member may use while it runs")
+
+    @model_validator(mode="after")
+    def _opt_is_within(self) -> "TensorRT":
+        if self.opt_candidates > self.max_candidates:
+            raise ValueError(f"serving.tensorrt.opt_candidates {self.opt_candidates} is above max_candidates {self.max_candidates}")
+        return self
+
+
 class Serving(Strict):
     host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=1, le=65535)] = 18000
@@ -40,6 +59,12 @@ class Serving(Strict):
         default="python",
         description="what versions are rendered for: python fits hap's own server, onnxruntime the official container",
     )
+    tensorrt: TensorRT | None = Field(
+        default=None, description="what versions are rendered with for a GPU, by the onnxruntime backend; null: the CPU, {}: the defaults"
+    )
+    load_deadline_s: float = Field(
+        default=60.0, gt=0, description="for the loading of one model; building TensorRT's engines takes minutes"
+    )
     deadline_s: float = Field(default=5.0, gt=0, description="for one call of a client, its retries included")
     retries: int = Field(default=2, ge=0, description="of a call that was answered UNAVAILABLE, and of no other; within its deadline")
     shared_memory: bool = Field(default=False, description="whether tensors go by shared memory; only to a server on the same host")
@@ -48,6 +73,7 @@ class Serving(Strict):
     )
     log_share: Share = Field(default=0.01, description="share of the served requests that is written, by the hash of request_id")
     log_file_mb: float = Field(default=64.0, gt=0, description="MiB after which a file of served requests is closed and the next begun")
+    log_file_s: float = Field(default=600.0, gt=0, description="seconds after which such a file is closed: what a killed client can lose")
     log_queue_mb: float = Field(default=64.0, gt=0, description="MiB that may wait to be written; what is beyond is dropped and counted")
     canary_s: float = Field(default=1.0, gt=0, description="seconds between two canary inferences of `serve`")
 
@@ -55,6 +81,8 @@ class Serving(Strict):
     def _own_server_has_python_only(self) -> "Serving":
         if self.backend == "onnxruntime" and self.url is None:
             raise ValueError("serving.backend onnxruntime needs serving.url: the server of `hapctl serve` has the python backend alone")
+        if self.tensorrt is not None and self.backend != "onnxruntime":
+            raise ValueError("serving.tensorrt needs serving.backend: onnxruntime; the python backend has no GPU")
         return self
 
 

@@ -8,10 +8,11 @@ A move of the champion writes two rows: `intended` before anything is touched, t
 Freezes are single rows in the state `noted`. Alerts have their states in hap/registry/incidents.py.
 """
 
+import contextlib
 import datetime as dt
 import getpass
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 
 from hap.errors import Busy, HapError, Refused, UsageError
 from hap.params import Params
-from hap.registry.ledger_db import BUSY, TABLE, begin_writing, connected, has_table, parse_url
+from hap.registry.ledger_db import BUSY, TABLE, alone, begin_writing, connected, has_table, parse_url
 from hap.workspace import Workspace
 
 Action = Literal["promote", "rollback", "freeze", "unfreeze", "alert", "ack", "snooze"]
@@ -60,6 +61,10 @@ class Row(Entry):
         return {column.name: getattr(self, column.name) for column in fields(self)} | {"at": _iso(self.at)}
 
 
+class Overtaken(Busy):
+    """Another move was written since the one that this row is about; it stands, and this row was not written."""
+
+
 class Ledger:
     """The ledger at one SQLAlchemy URL, SQLite or PostgreSQL; the table is made by the first write.
 
@@ -70,10 +75,14 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._url = parse_url(url)
 
-    def append(self, entry: Entry) -> Row:
+    def append(self, entry: Entry, after_move: int | None = None) -> Row:
         """Add one row at the end of the chain and return it; durable when this returns.
 
+        Args:
+            after_move: only where the last row of a promotion or rollback is this one (`last_move`).
+
         Raises:
+            Overtaken: it is another one.
             Busy: another process wrote at the same moment, or holds the database for more than half a minute.
         """
         if (database := self._sqlite_file()) is not None:
@@ -81,6 +90,8 @@ class Ledger:
         try:
             with connected(self._url) as connection:
                 begin_writing(connection)
+                if after_move is not None:
+                    self._refuse_overtaken(connection, after_move)
                 last = connection.execute(sa.select(TABLE.c.id, TABLE.c.hash).order_by(TABLE.c.id.desc()).limit(1)).first()
                 number, prev_hash = (last.id + 1, last.hash) if last else (1, GENESIS)
                 values = _columns(entry, number)
@@ -98,6 +109,20 @@ class Ledger:
             prev_hash=prev_hash,
             hash=_chain(prev_hash, values),
         )
+
+    @contextlib.contextmanager
+    def alone(self, purpose: str, now: dt.datetime) -> Iterator[None]:
+        """Be the only one, of all who share this ledger, that changes what serves.
+
+        Raises:
+            Busy: somebody else is; the message says who.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(alone(self._url, purpose, now))
+            except sa.exc.DBAPIError as error:
+                raise self._unreachable(error) from None
+            yield
 
     def rows(self) -> list[Row]:
         """Every row, oldest first."""
@@ -157,6 +182,13 @@ class Ledger:
         except sa.exc.DBAPIError as error:
             raise self._unreachable(error) from None
 
+    def _refuse_overtaken(self, connection: sa.Connection, after_move: int) -> None:
+        moves = sa.select(TABLE).where(TABLE.c.action.in_(MOVES)).order_by(TABLE.c.id.desc()).limit(1)
+        last = connection.execute(moves).first()
+        if (last.id if last else 0) != after_move:
+            written = f"{last.action} of v{last.to_version} by {last.actor}, {last.state}" if last else "nothing"
+            raise Overtaken(f"somebody else was here meanwhile: the ledger's last move is {written}{f' (row {last.id})' if last else ''}")
+
     def _sqlite_file(self) -> Path | None:
         name = self._url.database
         return Path(name) if self._url.get_backend_name() == "sqlite" and name not in (None, "", ":memory:") else None
@@ -215,6 +247,11 @@ def open_move(rows: Iterable[Row]) -> Row | None:
     """The `intended` row that no outcome follows: a promotion that runs now, or was killed."""
     moves = [row for row in rows if row.action in MOVES]
     return moves[-1] if moves and moves[-1].state == "intended" else None
+
+
+def last_move(rows: Iterable[Row]) -> int:
+    """The id of the last row of a promotion or rollback; 0 before the first."""
+    return max((row.id for row in rows if row.action in MOVES), default=0)
 
 
 def pinned_for_next_start(rows: Iterable[Row]) -> Row | None:

@@ -1,17 +1,25 @@
 """Where the ledger's rows lie: one table in SQLite or PostgreSQL that only grows, and one writer at a time across processes and hosts."""
 
 import contextlib
+import datetime as dt
+import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from hap.errors import HapError, UsageError
+from hap.errors import Busy, HapError, UsageError
+from hap.workspace import exclusive_in
 
 WAIT_S = 30  # for another writer, before it is told that the ledger is busy
 BUSY = ("locked", "lock timeout")  # how SQLite and PostgreSQL say that the wait is over
 _POSTGRES = ("postgresql", "postgres")
 _WRITERS = 7_237_409_108  # PostgreSQL's name for our lock: any number that nothing else in the database takes
+_PROMOTIONS = _WRITERS + 1  # and for the lock of whoever changes what serves
+# A host that lost its power says no goodbye: the server asks, and frees its locks after about 25 s.
+_KEEPALIVES = {"tcp_keepalives_idle": 10, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3, "idle_session_timeout": 0}
 
 _METADATA = sa.MetaData()
 TABLE = sa.Table(
@@ -87,6 +95,53 @@ def connected(url: sa.URL) -> Iterator[sa.Connection]:
             yield connection
     finally:
         engine.dispose()
+
+
+@contextlib.contextmanager
+def alone(url: sa.URL, purpose: str, now: dt.datetime) -> Iterator[None]:
+    """Hold the lock of whoever changes what serves, across all processes, folders and hosts with this database.
+
+    It is freed by the holder's death. SQLite: a lock beside the file. PostgreSQL: an advisory lock of a connection that stays open for
+    as long (which a pooler that hands out connections by transaction cannot give); whoever loses the connection loses the lock, and
+    `Ledger.append(after_move=...)` is what keeps such a one from writing over others.
+
+    Raises:
+        Busy: somebody holds it; the message says who.
+    """
+    doing = "is changing what serves"
+    if _is_sqlite(url):
+        if url.database in (None, "", ":memory:"):
+            yield
+            return
+        file = Path(str(url.database))
+        with exclusive_in(file.parent, f".{file.name}.promotion", doing, purpose, now):
+            yield
+        return
+    name = f"hap {purpose}, pid {os.getpid()} on {socket.gethostname()}"[:63]  # what PostgreSQL keeps of it
+    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args={"application_name": name})
+    try:
+        with engine.connect() as connection:
+            for setting, value in _KEEPALIVES.items():  # as far as this server's version knows them
+                asked = sa.text("SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name")
+                connection.execute(asked, {"name": setting, "value": str(value)})
+            if not connection.execute(sa.text(f"SELECT pg_try_advisory_lock({_PROMOTIONS})")).scalar():
+                shown = url.render_as_string(hide_password=True)
+                raise Busy(f"{_holder(connection)} {doing} by the ledger at {shown}; wait for it to end, then run this again")
+            yield
+    finally:
+        engine.dispose()
+
+
+def _holder(connection: sa.Connection) -> str:
+    """Who holds the lock of promotions, as that session calls itself; PostgreSQL tells it to the same user and to superusers."""
+    found = connection.execute(
+        sa.text(
+            "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' AND l.granted "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            f"AND l.classid = {_PROMOTIONS >> 32} AND l.objid = {_PROMOTIONS & 0xFFFFFFFF}"
+        )
+    ).scalar()
+    return found or "another hapctl"
 
 
 def begin_writing(connection: sa.Connection) -> None:

@@ -1,40 +1,33 @@
 """Moving a running Triton from one version to another, and back: files, loads and golden requests; no ledger.
 
 Members (light, hard_select, expressive, expressive_all) are loaded in the new version beside the old; the ensembles `hap`
-and `hap_all` are pinned to one version, and loading them anew is the switch. An ensemble of its own name rehearses the new
-version before any caller meets it.
+and `hap_all` are pinned to one version, and loading them anew is the switch. Ensembles of other names rehearse the new version
+before any caller meets it: its answers to the golden requests are Triton's side of parity.
 """
 
 import contextlib
-import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
-import orjson
-from numpy.typing import NDArray
-
-from hap import durable
 from hap.errors import DataError, ServingError
 from hap.registry.versions import label
-from hap.serving import repository
+from hap.serving import agreement, repository, staging, trial
+from hap.serving.agreement import ONNXRUNTIME, PYTORCH, TRITON, Agreement, Answers
 from hap.serving.bundle import GRAPHS, Bundle, Golden
+from hap.serving.parity import asked
 from hap.serving.request import RequestTensors
+from hap.serving.staging import REHEARSAL
+from hap.serving.wire import StubDied
 
 ENSEMBLES = tuple(repository.ENSEMBLES)
-REHEARSAL = "hap_rehearsal"
 
 
-class Answer(Protocol):
+class Answer(agreement.Answer, Protocol):
     """What a server says of one request: score F32[N], routed BOOL[N], and the version that answered."""
 
-    @property
-    def score(self) -> NDArray[np.float32]: ...
-    @property
-    def routed(self) -> NDArray[np.bool_]: ...
     @property
     def served_by(self) -> int: ...
 
@@ -60,25 +53,55 @@ class Server(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Switched:
-    """What was seen of the new version: golden requests answered, their largest score difference, and the ensembles' loading time."""
+    """What was seen of the new version.
+
+    `requests` golden requests answered after the switch, `max_abs_diff` their largest score difference, `switch_ms` the ensembles'
+    loading time; `parity` by pair of systems, as `hap.serving.parity.summary` has it, of the rehearsal before.
+    """
 
     requests: int
     max_abs_diff: float
     switch_ms: float
+    parity: Mapping[str, Mapping[str, Any]]
+
+    def evidence(self) -> dict[str, Any]:
+        """What the ledger keeps of it."""
+        replayed = {"requests": self.requests, "max_abs_diff": self.max_abs_diff, "switch_ms": self.switch_ms}
+        return {"replay": replayed, "parity": {pair: dict(found) for pair, found in self.parity.items()}}
+
+    def __str__(self) -> str:
+        found = "; ".join(f"{pair} {one['max_abs_diff']:.1e}" for pair, one in self.parity.items())
+        asked_for = max(one["requests"] for one in self.parity.values())
+        return f"parity on {asked_for} golden requests, largest score difference: {found}"
 
 
-def switch(server: Server, repo: Path, bundle: Bundle, version: int, old: int | None, tolerance: float) -> Switched:
+def switch(
+    server: Server,
+    repo: Path,
+    bundle: Bundle,
+    version: int,
+    old: int | None,
+    tolerance: float,
+    tried: Sequence[agreement.Answer] | None = None,
+) -> Switched:
     """Move the server and the pins from `old` to the rendered `version`; members of both stay loaded.
+
+    Args:
+        tried: what ONNX Runtime answered to the golden requests (`hap.serving.trial`); None leaves it out of the parity.
 
     Raises:
         DataError: the version's files are damaged or its answers are wrong. `restore` is then the caller's next step.
         ServingError: the server refused a load or a request. As above.
     """
+    golden = bundle.golden()
     repository.pin(repo, old, standing(repo, old, version))
+    repository.check_members(repo)
     for member in GRAPHS:
         server.load(member)
-    if old is not None:
-        _rehearse(server, repo, bundle, version, tolerance)
+    here: Answers = {ONNXRUNTIME: tried} if tried is not None else {}
+    answers = {**here, PYTORCH: agreement.golden_answers(golden), TRITON: rehearse(server, repo, golden, version)}
+    found = agreement.beside(golden, answers, tolerance)
+    require_parity(found, version)
     repository.pin(repo, version, standing(repo, old, version))
     repository.check(repo, version)
     started = time.perf_counter()
@@ -86,7 +109,7 @@ def switch(server: Server, repo: Path, bundle: Bundle, version: int, old: int | 
         server.load(ensemble)
     switch_ms = (time.perf_counter() - started) * 1000
     requests, largest = replay(server, bundle, version, tolerance)
-    return Switched(requests=requests, max_abs_diff=largest, switch_ms=round(switch_ms, 3))
+    return Switched(requests=requests, max_abs_diff=largest, switch_ms=round(switch_ms, 3), parity=found.pairs)
 
 
 def restore(server: Server | None, repo: Path, version: int | None, beside: Iterable[int | None]) -> None:
@@ -99,9 +122,7 @@ def restore(server: Server | None, repo: Path, version: int | None, beside: Iter
     Raises:
         ServingError: the server does not follow; the pins are right already.
     """
-    if server is not None and server.versions(REHEARSAL):
-        server.unload(REHEARSAL)
-    shutil.rmtree(repo / REHEARSAL, ignore_errors=True)
+    end_stage(server, repo, REHEARSAL)
     if version is None:
         repository.pin(repo, None, [])
         for model in (*reversed(ENSEMBLES), *GRAPHS):
@@ -136,56 +157,89 @@ def answers_as(server: Server | None, version: int | None) -> bool:
     return all(server.versions(ensemble) == [version] for ensemble in ENSEMBLES)
 
 
-def replay(server: Server, bundle: Bundle, version: int, tolerance: float) -> tuple[int, float]:
-    """Send the golden requests to the ensembles; how many were sent, and the largest score difference.
+def try_apart(bundle: Bundle, version: int, tolerance: float) -> list[trial.Tried]:
+    """What the version's graphs answer to its golden requests here, in a process of their own: before a server meets them.
 
     Raises:
-        DataError: another version answered, a route differs, or a score differs by more than `tolerance` or is NaN.
+        DataError: a graph fails, or differs from PyTorch; graph and request are named.
+    """
+    golden = bundle.golden()
+    tried = trial.tried(bundle.path, golden)
+    require_parity(agreement.beside(golden, {PYTORCH: agreement.golden_answers(golden), ONNXRUNTIME: tried}, tolerance), version)
+    return tried
+
+
+def require_parity(found: Agreement, version: int) -> None:
+    """Let a version pass only where the systems agree on every request.
+
+    Raises:
+        DataError: they do not; the message names the pair, the difference and the request.
+    """
+    if found.fault:
+        raise DataError(f"{label(version)} fails parity: {found.fault}; `hapctl parity --model {label(version)}` shows every request")
+
+
+def replay(server: Server, bundle: Bundle, version: int, tolerance: float) -> tuple[int, float]:
+    """Send the golden requests to the ensembles that callers ask; how many were sent, and the largest score difference.
+
+    Raises:
+        DataError: another version answered, a route differs beyond ties, or a score differs by more than `tolerance` or is NaN.
         ServingError: the server refused a request.
     """
-    requests, largest = 0, 0.0
-    for golden in bundle.golden():
-        for model in ENSEMBLES if golden.routed.all() else ENSEMBLES[:1]:  # callers ask hap_all where everything is routed
-            largest = max(largest, _compare(server, golden, model, version, tolerance))
-            requests += 1
-    return requests, largest
+    golden = bundle.golden()
+    answers = ask(server, golden, {ensemble: ensemble for ensemble in ENSEMBLES}, version)
+    found = agreement.beside(golden, {PYTORCH: agreement.golden_answers(golden), TRITON: answers}, tolerance)
+    require_parity(found, version)
+    return len(answers), max(one["max_abs_diff"] for one in found.pairs.values())
 
 
-def _rehearse(server: Server, repo: Path, bundle: Bundle, version: int, tolerance: float) -> None:
-    """Serve the new version under another name, replay its golden requests there, and take it away again.
+def rehearse(server: Server, repo: Path, golden: Sequence[Golden], version: int) -> list[Answer]:
+    """What a version whose members are loaded answers, under names that no caller asks for; they are gone afterwards.
+
+    A member's process may have died unnoticed while nobody asked that version; then it is loaded anew, once.
 
     Raises:
-        DataError, ServingError: as `replay`; callers never met the version.
+        DataError: another version answered, or an answer has another number of candidates; callers never met the version.
+        ServingError: the server refused a load or a request. As above.
     """
-    from google.protobuf import text_format
-
-    config = repository.parse_config(repo / "hap" / repository.CONFIG)
-    config.name = REHEARSAL
-    config.version_policy.specific.versions[:] = [version]
-    for step in config.ensemble_scheduling.step:
-        step.model_version = version
-    schema = {"version": version, **repository.schema_of(repo, version)}
-    config.parameters["schema"].string_value = orjson.dumps(schema, option=orjson.OPT_SORT_KEYS).decode()
-    (repo / REHEARSAL / str(version)).mkdir(parents=True, exist_ok=True)
-    durable.write_text(repo / REHEARSAL / repository.CONFIG, text_format.MessageToString(config))
-    server.load(REHEARSAL)
-    for golden in bundle.golden():
-        _compare(server, golden, REHEARSAL, version, tolerance)
-    server.unload(REHEARSAL)
-    shutil.rmtree(repo / REHEARSAL)
+    staged = staging.stage(repo, REHEARSAL, version)
+    for name in staged.values():
+        server.load(name)
+    try:
+        answers = ask(server, golden, staged, version)
+    except StubDied:
+        repository.touch(repo, version)
+        for model in (*GRAPHS, *staged.values()):
+            server.load(model)
+        answers = ask(server, golden, staged, version)
+    end_stage(server, repo, REHEARSAL)
+    return answers
 
 
-def _compare(server: Server, golden: Golden, model: str, version: int, tolerance: float) -> float:
-    """The largest score difference of one golden request."""
-    answer = server.score(golden.tensors, k=golden.k, model=model)
-    where = f"golden request {golden.name!r} on {model}"
-    if answer.served_by != version:
-        raise DataError(f"{where} was answered by {label(answer.served_by)} instead of {label(version)}")
-    if answer.score.shape != golden.score.shape or answer.routed.shape != golden.routed.shape:
-        raise DataError(f"{where} has {len(golden.score)} candidates, the answer {len(answer.score)}")
-    difference = float(np.abs(answer.score - golden.score).max(initial=0.0))
-    if not difference <= tolerance:  # written so that NaN is no pass
-        raise DataError(f"{where} differs by {difference:.3g} from its expected scores; at most {tolerance:g} is allowed")
-    if not np.array_equal(answer.routed, golden.routed):
-        raise DataError(f"{where} routes {int((answer.routed != golden.routed).sum())} candidates differently")
-    return difference
+def ask(server: Server, golden: Sequence[Golden], names: Mapping[str, str], version: int) -> list[Answer]:
+    """The server's answers to `asked(golden)`, each ensemble asked for by its name in `names`.
+
+    Raises:
+        DataError: another version answered.
+        ServingError: the server refused a request.
+    """
+    answers = []
+    for ensemble, entry in asked(golden):
+        answer = server.score(entry.tensors, k=entry.k, model=names[ensemble])
+        if answer.served_by != version:
+            told = f"golden request {entry.name!r} on {names[ensemble]}"
+            raise DataError(f"{told} was answered by {label(answer.served_by)} instead of {label(version)}")
+        answers.append(answer)
+    return answers
+
+
+def end_stage(server: Server | None, repo: Path, purpose: str) -> None:
+    """Unload the ensembles of a purpose (`hap.serving.staging`) and take them out of the repository, as far as they are there.
+
+    Raises:
+        ServingError: the server does not let go of one.
+    """
+    for name in staging.names(purpose).values():
+        if server is not None and server.versions(name):
+            server.unload(name)
+    staging.unstage(repo, purpose)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import functools
 import time
-import weakref
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,11 +17,11 @@ from tritonclient.utils import InferenceServerException
 
 from hap.errors import DataError, ServingError
 from hap.params import Serving
-from hap.serving import regions, wire
+from hap.serving import wire
 from hap.serving.merge import routed_count
-from hap.serving.regions import Region, Regions
 from hap.serving.request import RequestTensors, check_k, check_request_id
-from hap.serving.wire import BadRequest, Deadline, DeadlineExceeded, NoChampion, RegionLost, Scored, ServedSchema, Unavailable
+from hap.serving.shared_calls import SharedCalls
+from hap.serving.wire import BadRequest, Deadline, DeadlineExceeded, NoChampion, Scored, ServedSchema, Unavailable
 
 if TYPE_CHECKING:
     from hap.serving.served_log import ServedLog
@@ -33,7 +32,6 @@ __all__ = [
 
 T = TypeVar("T")
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 1.0
-_MEMORY = "shared memory"  # stands for the model's name in errors
 
 
 class _Client:
@@ -46,6 +44,7 @@ class _Client:
         shared_memory: pass tensors by shared memory, to a server on the same host.
         log_to: a folder that `log_share` of the scored requests is written to (`hap.serving.served_log`).
         log_file_mb, log_queue_mb: MiB of one file, and of requests that may wait to be written.
+        log_file_s: a file is closed after so long.
     """
 
     def __init__(
@@ -60,18 +59,16 @@ class _Client:
         log_share: float = 0.01,
         log_file_mb: float = 64.0,
         log_queue_mb: float = 64.0,
+        log_file_s: float = 600.0,
     ) -> None:
         self.url, self.deadline_s, self.load_deadline_s, self.retries = grpc_url, deadline_s, load_deadline_s, retries
         self.log: ServedLog | None = None
         if log_to is not None:
             from hap.serving import served_log  # with pyarrow, which callers without a log need not wait for
 
-            self.log = served_log.ServedLog(log_to, log_share, int(log_file_mb * 2**20), int(log_queue_mb * 2**20))
+            self.log = served_log.ServedLog(log_to, log_share, int(log_file_mb * 2**20), int(log_queue_mb * 2**20), log_file_s)
         self._schema: ServedSchema | None = None
-        self._regions = Regions() if shared_memory else None
-        self._swept = False
-        if self._regions is not None:
-            self._at_exit = weakref.finalize(self, regions.release, grpc_url, self._regions.registered)
+        self._shared = SharedCalls(grpc_url) if shared_memory else None
 
     async def _send(self, method: str, **arguments: Any) -> Any:
         """Call a method of tritonclient's client."""
@@ -161,82 +158,11 @@ class _Client:
             "request_id": "" if request_id is None else str(request_id),
         }
         where = f"{model} at {self.url}"
-        if self._regions is None:
-            inputs, outputs = wire.inputs_of(arrays, {}), wire.outputs_of({})
-            answer = await self._call(deadline, model, "infer", inputs=inputs, outputs=outputs, **named)
-            return wire.read_answer(answer, where, tensors.candidates, {})
-        while True:
-            region, is_new = await self._region(deadline, regions.needed_bytes(arrays, tensors.candidates))
-            repeats = deadline.repeats
-            try:
-                laid, free = region.write(arrays, tensors.candidates)
-                inputs, outputs = wire.inputs_of(arrays, laid), wire.outputs_of(free)
-                answer = await self._call(deadline, model, "infer", inputs=inputs, outputs=outputs, **named)
-                scored = wire.read_answer(answer, where, tensors.candidates, region.read(free))
-            except RegionLost:  # a server that was restarted knows none of them
-                self._regions.registered.discard(region.name)
-                region.close()
-                if is_new:
-                    raise
-                continue
-            except (BadRequest, NoChampion):
-                self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
-                raise
-            except BaseException:
-                self._put_back(region, every_attempt_answered=False)
-                raise
-            self._put_back(region, every_attempt_answered=deadline.repeats == repeats)
-            return scored
-
-    def _put_back(self, region: Region, every_attempt_answered: bool) -> None:
-        """Free a region for the next request; not where the server may write a late answer into it."""
-        assert self._regions is not None
-        if every_attempt_answered:
-            self._regions.give(region)
-        else:
-            self._regions.give_up(region)
-
-    async def _region(self, deadline: Deadline, needed: int) -> tuple[Region, bool]:
-        """A registered region of at least so many bytes, and whether it is a new one."""
-        assert self._regions is not None
-        for name in self._regions.overdue():
-            await self._unregister(name, deadline)
-        if (region := self._regions.take()) is not None:
-            if region.nbytes >= needed:
-                return region, False
-            region.close()
-            await self._unregister(region.name, deadline)
-        if not self._swept:
-            status = await self._call(deadline, _MEMORY, "get_system_shared_memory_status")
-            for name in regions.orphans(status.regions):
-                await self._unregister(name, deadline)
-            self._swept = True
-        region = self._regions.create(needed)
-        self._regions.registered.add(region.name)  # before the server has it: an answer that is lost leaves it there
-        try:
-            arguments: dict[str, Any] = {"name": region.name, "key": f"/{region.name}", "byte_size": region.nbytes}
-            await self._call(deadline, _MEMORY, "register_system_shared_memory", retries=0, **arguments)
-        except BaseException as error:
-            if isinstance(error, BadRequest):
-                self._regions.registered.discard(region.name)
-            region.close()
-            raise
-        region.unname()
-        return region, True
-
-    async def _unregister(self, name: str, deadline: Deadline) -> None:
-        """Tell the server to let go of a region. One that does not answer may hold it still: closing asks again."""
-        assert self._regions is not None
-        with contextlib.suppress(ServingError):
-            await self._call(deadline, _MEMORY, "unregister_system_shared_memory", retries=3, name=name)
-            self._regions.registered.discard(name)
-
-    async def _close_regions(self) -> None:
-        if self._regions is not None:
-            deadline = Deadline(self.deadline_s)
-            for name in self._regions.close():
-                await self._unregister(name, deadline)
-            self._at_exit.detach()
+        if self._shared is not None:
+            return await self._shared.infer(self._call, deadline, model, arrays, tensors.candidates, where, named)
+        inputs, outputs = wire.inputs_of(arrays, {}), wire.outputs_of({})
+        answer = await self._call(deadline, model, "infer", inputs=inputs, outputs=outputs, **named)
+        return wire.read_answer(answer, where, tensors.candidates, {})
 
 
 class HapClient(_Client):
@@ -258,7 +184,8 @@ class HapClient(_Client):
         """Write out what is logged, release shared memory, close the connection."""
         if self.log is not None:
             self.log.close()
-        _finished(self._close_regions())
+        if self._shared is not None:
+            _finished(self._shared.close(self._call, Deadline(self.deadline_s)))
         self._triton.close()
 
     def live(self) -> bool:
@@ -359,7 +286,8 @@ class AsyncHapClient(_Client):
         """Write out what is logged, release shared memory, close the connection."""
         if self.log is not None:
             await asyncio.to_thread(self.log.close)
-        await self._close_regions()
+        if self._shared is not None:
+            await self._shared.close(self._call, Deadline(self.deadline_s))
         await self._triton.close()
 
     async def live(self) -> bool:
@@ -396,8 +324,8 @@ def log_options(settings: Serving, root: Path) -> dict[str, Any]:
     """What `serving.log_*` of params.yaml means to a client; nothing where `log_to` is not set."""
     if settings.log_to is None:
         return {}
-    sizes = {"log_file_mb": settings.log_file_mb, "log_queue_mb": settings.log_queue_mb}
-    return {"log_to": root / settings.log_to, "log_share": settings.log_share, **sizes}
+    names = ("log_share", "log_file_mb", "log_queue_mb", "log_file_s")
+    return {"log_to": root / settings.log_to, **{name: getattr(settings, name) for name in names}}
 
 
 def _finished(steps: Coroutine[Any, Any, T]) -> T:

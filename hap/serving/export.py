@@ -3,11 +3,11 @@
 import itertools
 import logging
 import statistics
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import onnx
 import onnx.utils
 import orjson
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hap import durable
@@ -25,10 +24,10 @@ from hap.models.build import dense_parameters, load_model
 from hap.models.describe import describe_all
 from hap.params import MODELS, Params
 from hap.serving import graphs, trial
-from hap.serving.bundle import Bundle, Golden, read_bundle, seal_bundle, write_golden, write_schema
+from hap.serving.agreement import ONNXRUNTIME, PYTORCH, Answers, beside, golden_answers
+from hap.serving.bundle import Bundle, read_bundle, seal_bundle, write_golden, write_schema
+from hap.serving.golden import golden_requests
 from hap.serving.half import rounded, rounding_cost, store_half
-from hap.serving.merge import hard_select, merge, routed_count
-from hap.serving.parity import parity
 from hap.serving.request import TENSORS, RequestTensors
 from hap.serving.session import BundleSession
 from hap.training.feed import Feed, Pool, window_files
@@ -39,7 +38,6 @@ REAL_REQUESTS = 32  # held-out requests among the golden ones
 COST_CANDIDATES = 1000
 COST_REPEATS = 60  # the slowest of them is about p99
 _TRACED_CANDIDATES = 7  # any number that no other dimension has, so that N stays a dimension of its own
-_UNSEEN = 2**62  # far above any id of the logs
 
 
 def export(
@@ -60,7 +58,7 @@ def export(
         measured: goes into cost.json beside what is measured here.
 
     Raises:
-        HapError: a graph does not run, dies at some N, or differs from PyTorch by more than gate.max_parity.
+        HapError: a graph does not run, dies at some N, takes too long, or differs from PyTorch by more than gate.max_parity.
     """
     real = [request for request in requests if request.candidates][:REAL_REQUESTS]
     if not real:
@@ -81,16 +79,14 @@ def export(
         golden = golden_requests(models, params, real)
         write_golden(folder, golden)
         progress("trying the graphs")
-        _try(folder)
+        answers: Answers = {PYTORCH: golden_answers(golden), ONNXRUNTIME: trial.tried(folder, golden)}
+        found = beside(golden, answers, params.gate.max_parity)
+        pair = f"{ONNXRUNTIME} / {PYTORCH}"
+        by_request = [asdict(one.by_pair[pair]) for one in found.requests]
+        durable.write_json(folder / "parity.json", {**found.pairs[pair], "by_request": by_request})
+        if found.fault:
+            raise HapError(f"the exported graphs are not the models: {found.fault}")
         session = BundleSession(Bundle(folder, params.features, params.route, "", {}))
-        found = parity(golden, session.score)
-        durable.write_json(folder / "parity.json", found)
-        if not found["max_abs_diff"] <= params.gate.max_parity or found["misrouted"]:
-            worst = max(found["by_request"], key=lambda entry: (entry["misrouted"], entry["max_abs_diff"]))
-            raise HapError(
-                f"the exported graphs differ from PyTorch by {found['max_abs_diff']:.2g} with {found['misrouted']} misrouted candidates "
-                f"(worst: {worst['name']}); gate.max_parity allows {params.gate.max_parity:g}"
-            )
         progress("measuring cost")
         sizes = {f"{name}.onnx": (folder / f"{name}.onnx").stat().st_size for name in made}
         counts = {name: sum(p.numel() for p in models[name].parameters()) for name in cores}
@@ -134,31 +130,6 @@ def scoring_cores(models: Mapping[str, nn.Module], request: RequestTensors) -> d
     return {name: graphs.stripped(_renamed(core, outputs[name], graphs.LOGIT)) for name, core in cores.items()}
 
 
-def golden_requests(models: Mapping[str, nn.Module], params: Params, real: Sequence[RequestTensors]) -> list[Golden]:
-    """The real requests and the edges, each with PyTorch's answer."""
-    base, width = real[0], len(params.features.ids("item"))
-    item = [feature.name for feature in params.features.ids("item")].index("item_id")
-    unseen = RequestTensors(
-        base.user_ids + _UNSEEN, base.user_dense, base.hist_ids + _UNSEEN, base.hist_dense, base.cand_ids + _UNSEEN, base.cand_dense
-    )
-    no_history = RequestTensors(
-        base.user_ids, base.user_dense, np.zeros_like(base.hist_ids), np.zeros_like(base.hist_dense), base.cand_ids, base.cand_dense
-    )
-    k = 16
-    cases: list[tuple[str, RequestTensors, int | None]] = [(f"real {place}", request, None) for place, request in enumerate(real)]
-    cases += [(f"N={n}", _distinct(base, n, item), None) for n in (0, 1, 2000)]
-    cases += [(f"N={n} K={k}", _distinct(base, n, item), k) for n in (k - 1, k, k + 1)]
-    cases += [
-        ("k=0", _distinct(base, 12, item), 0),
-        ("k above N", _distinct(base, 12, item), 100),
-        ("empty history", no_history, None),
-        ("unseen ids", unseen, None),
-        ("equal scores", base.with_candidates(np.repeat(base.cand_ids[:1], 12, 0), np.repeat(base.cand_dense[:1], 12, 0)), None),
-    ]
-    assert all(request.cand_ids.shape[1] == width for _, request, _ in cases)
-    return [_answered(models, params, name, request, k) for name, request, k in cases]
-
-
 def cost(session: BundleSession, real: Sequence[RequestTensors]) -> dict[str, Any]:
     """p50 and p99 wall and p50 CPU milliseconds of the three graphs and of expressive on all, in this process, one thread, interleaved."""
     request = real[0].repeated(COST_CANDIDATES)
@@ -197,28 +168,6 @@ class _Serving(nn.Module):
         return tuple(model.score_request(*request) for model in self.models)  # type: ignore[operator]
 
 
-def _answered(models: Mapping[str, nn.Module], params: Params, name: str, request: RequestTensors, k: int | None) -> Golden:
-    light = _logits(models["light"], request)
-    index = hard_select(light, routed_count(params.route, request.candidates, k))
-    routed = request.with_candidates(request.cand_ids[index], request.cand_dense[index])
-    score, is_routed = merge(light, index, _logits(models["expressive"], routed))
-    return Golden(name, request, k, score, is_routed, light)
-
-
-def _logits(model: nn.Module, request: RequestTensors) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        logit = model.score_request(*(torch.from_numpy(array) for array in request.arrays().values()))  # type: ignore[operator]
-    return np.asarray(logit.numpy(), np.float32)
-
-
-def _distinct(request: RequestTensors, candidates: int, item: int) -> RequestTensors:
-    """N candidates made from the request's own: copies get item ids of their own, so that scores do not tie."""
-    grown = request.repeated(candidates)
-    ids = grown.cand_ids.copy()
-    ids[:, item] += np.arange(candidates) // request.candidates * 1_000_000_007
-    return grown.with_candidates(ids, grown.cand_dense)
-
-
 def _renamed(model: onnx.ModelProto, output: str, name: str) -> onnx.ModelProto:
     """A copy of the model whose output `output` is called `name`."""
     renamed = onnx.ModelProto()
@@ -231,15 +180,6 @@ def _renamed(model: onnx.ModelProto, output: str, name: str) -> onnx.ModelProto:
     renamed.graph.output[0].name = name
     onnx.checker.check_model(renamed)
     return renamed
-
-
-def _try(folder: Path) -> None:
-    """Run every graph on every golden request in a process of its own: a bad graph can take its process down (SIGFPE at N = 0)."""
-    done = subprocess.run([sys.executable, "-P", "-m", trial.__name__, str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stdout.strip().splitlines() or ["the first graph"])[-1]
-        why = f"signal {-done.returncode}" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HapError(f"an exported graph fails at {last}: {why}")
 
 
 def sampled_requests(ws: Workspace, run: Run, limit: int) -> Iterator[RequestTensors]:

@@ -1,19 +1,16 @@
 """Whether a served answer is the golden one: scores, route and order, with equal candidates at the cut told from real differences."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hap.serving.bundle import Golden
-from hap.serving.request import RequestTensors
 
 TIE = 1e-5  # light logits closer than this, relative above 1, may fall on either side of the cut
-_TOP = 20
-
-Scorer = Callable[[RequestTensors, int | None], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+TOP = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def compare(golden: Golden, score: NDArray[np.float32], routed: NDArray[np.bool_
     order = np.argsort(-golden.score[alike], kind="stable")
     expected, found = golden.score[alike][order], score[alike][order]
     apart = expected[:-1] - expected[1:] > TIE
-    top = min(_TOP, count)
+    top = min(TOP, count)
     shared = set(np.argsort(-golden.score, kind="stable")[:top].tolist()) & set(np.argsort(-score, kind="stable")[:top].tolist())
     return Parity(
         name=golden.name,
@@ -63,9 +60,14 @@ def compare(golden: Golden, score: NDArray[np.float32], routed: NDArray[np.bool_
     )
 
 
-def parity(golden: Sequence[Golden], scorer: Scorer) -> dict[str, Any]:
-    """Every golden request through `scorer`: the worst of each figure, and all of them by request."""
-    found = [compare(entry, *scorer(entry.tensors, entry.k)) for entry in golden]
+def asked(golden: Sequence[Golden]) -> list[tuple[str, Golden]]:
+    """(ensemble, request) as callers ask: `hap` for every request, and `hap_all` where everything is routed."""
+    return [(ensemble, entry) for entry in golden for ensemble in (("hap", "hap_all") if entry.routed.all() else ("hap",))]
+
+
+def summary(found: Sequence[Parity]) -> dict[str, Any]:
+    """The worst of each figure, and in `worst` the request that lies furthest off."""
+    worst = max(found, key=lambda entry: (entry.misrouted, entry.max_abs_diff))
     return {
         "requests": len(found),
         "max_abs_diff": max(entry.max_abs_diff for entry in found),
@@ -74,15 +76,26 @@ def parity(golden: Sequence[Golden], scorer: Scorer) -> dict[str, Any]:
         "routing_agreement": min(entry.routing_agreement for entry in found),
         "ties": sum(entry.ties for entry in found),
         "misrouted": sum(entry.misrouted for entry in found),
-        "by_request": [asdict(entry) for entry in found],
+        "worst": worst.name,
     }
+
+
+def fault(found: Mapping[str, Any], system: str, reference: str, tolerance: float) -> str | None:
+    """What is wrong with a `summary`, in words that a person acts on; None where it agrees."""
+    if found["max_abs_diff"] <= tolerance and not found["misrouted"]:  # NaN is no agreement
+        return None
+    return (
+        f"{system} differs by {found['max_abs_diff']:.2g} from {reference} with {found['misrouted']} misrouted candidates "
+        f"(worst: {found['worst']}); gate.max_parity allows {tolerance:g}"
+    )
 
 
 def _at_the_cut(golden: Golden) -> NDArray[np.bool_]:
     """BOOL[N]: candidates whose light logit is that of the last one routed or the first one not."""
-    edges = [part for part in (golden.light[golden.routed], golden.light[~golden.routed]) if len(part)]
+    known = ~np.isnan(golden.light)
+    edges = [part for part in (golden.light[golden.routed & known], golden.light[~golden.routed & known]) if len(part)]
     if len(edges) < 2:
         return np.zeros(len(golden.light), bool)
-    last, first = np.nanmin(edges[0]), np.nanmax(edges[1])
+    last, first = edges[0].min(), edges[1].max()
     slack = TIE * max(1.0, abs(float(last)))
     return (golden.light >= first - slack) & (golden.light <= last + slack) & (abs(last - first) <= 2 * slack)

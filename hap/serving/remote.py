@@ -70,7 +70,7 @@ def server_of(ws: Workspace, settings: Serving) -> Iterator[HapClient | None]:
     if url is None:
         yield None
         return
-    with HapClient(url, settings.deadline_s) as client:
+    with HapClient(url, settings.deadline_s, settings.load_deadline_s) as client:
         if settings.url is not None and client.live():
             _check_folder(ws, client)
         yield client

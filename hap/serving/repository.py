@@ -8,7 +8,7 @@ The ensembles carry the number of the version they serve, so an answer's own mod
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,9 @@ import orjson
 
 from hap import durable
 from hap.errors import DataError, NotFound
+from hap.params import TensorRT
 from hap.project import project_file
+from hap.serving import tensorrt
 from hap.serving.bundle import GOLDEN, GRAPHS, SCHEMA, Bundle, write_golden
 from hap.serving.request import TENSORS
 
@@ -53,10 +55,13 @@ WIRING: dict[str, tuple[tuple[_Entry, ...], tuple[_Entry, ...]]] = {
 _ONNX_TYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT64": "tensor(int64)", "TYPE_BOOL": "tensor(bool)"}
 
 
-def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python") -> None:
+def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python", gpu: TensorRT | None = None) -> None:
     """Lay a bundle into the repository as version N of every member; nothing is loaded or pinned by it.
 
     A version that is rendered already is left as it is.
+
+    Args:
+        gpu: have the onnxruntime backend run it through TensorRT; None leaves it on the CPU.
 
     Raises:
         DataError: version N of another bundle stands there, or versions rendered for another backend.
@@ -71,15 +76,19 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
         if orjson.loads((marker / SCHEMA).read_bytes())["digest"] != bundle.digest:
             raise DataError(f"{repo} holds another bundle as v{version}; a version never changes, remove the folder if it is not served")
         return
+    prepared = tensorrt.prepared(bundle, gpu, GRAPHS) if gpu else None
     for name in GRAPHS:
         with durable.new_directory(repo / name / str(version)) as folder:
-            shutil.copyfile(bundle.graph(name), folder / "model.onnx")
+            if gpu is None:
+                shutil.copyfile(bundle.graph(name), folder / "model.onnx")
+            else:
+                durable.write_bytes(folder / "model.onnx", tensorrt.distinct(bundle.graph(name)))
             if backend == "python":
                 shutil.copyfile(project_file("triton_repo") / "runner.py", folder / "model.py")
                 # A plain file here keeps the stub from writing bytecode: a changed folder makes Triton reload the member at every switch.
                 durable.write_bytes(folder / "__pycache__", b"")
         if not (repo / name / CONFIG).exists():
-            durable.write_text(repo / name / CONFIG, _member(name, backend, [version]))
+            durable.write_text(repo / name / CONFIG, _member(name, backend, [version], [prepared]))
     with durable.new_directory(repo / "hap_all" / str(version)) as folder:
         durable.write_text(folder / "README", "An ensemble has no files of its own; the folder makes it a version.\n")
     with durable.new_directory(marker) as folder:
@@ -87,6 +96,8 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
         durable.write_json(folder / SCHEMA, {"digest": bundle.digest, "features": schema["features"], "route": schema["route"]})
         answered = [entry for entry in bundle.golden() if entry.tensors.candidates]
         write_golden(folder, answered[:1])  # the canary of the running server
+        if gpu is not None:
+            durable.write_json(folder / tensorrt.FILE, prepared)
 
 
 def rendered(repo: Path) -> list[int]:
@@ -110,13 +121,14 @@ def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
     if champion is not None and champion not in versions:
         raise DataError(f"the champion v{champion} must be among the loaded versions {versions}: without its members `hap` goes down")
     if versions:
+        prepared = [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
         for name in GRAPHS:
-            _rewrite(repo / name / CONFIG, _member(name, _backend(repo), versions))
+            _rewrite(repo / name / CONFIG, _member(name, _backend(repo), versions, prepared))
     for name in ENSEMBLES:
         if champion is None:
             (repo / name / CONFIG).unlink(missing_ok=True)
         else:
-            _rewrite(repo / name / CONFIG, _ensemble(repo, name, champion))
+            _rewrite(repo / name / CONFIG, ensemble_config(repo, name, champion))
 
 
 def pinned(repo: Path) -> int | None:
@@ -147,9 +159,9 @@ def check(repo: Path, version: int) -> None:
     """
     if version not in rendered(repo):
         raise NotFound(f"v{version} is not rendered in {repo}; rendered: {', '.join(f'v{n}' for n in rendered(repo)) or 'none'}")
+    check_members(repo)
     for name in GRAPHS:
         config = parse_config(repo / name / CONFIG)
-        _check_entries(repo / name / CONFIG, config, name)
         if config.backend == "python" and not (repo / name / str(version) / "model.py").is_file():
             raise DataError(f"{repo / name / str(version) / 'model.py'} is missing; remove v{version} and promote it again")
         _check_graph(repo / name / str(version) / "model.onnx", name)
@@ -157,7 +169,51 @@ def check(repo: Path, version: int) -> None:
         if not (repo / name / str(version)).is_dir():
             raise DataError(f"{repo / name / str(version)} is missing; remove v{version} and promote it again")
         if (repo / name / CONFIG).exists():
-            _check_ensemble(repo, name)
+            check_ensemble(repo, name)
+
+
+def check_members(repo: Path) -> None:
+    """Look through the configs of the members, and the profiles in them where a GPU is asked for.
+
+    Raises:
+        DataError: a config does not parse, or is wired wrongly; it is named.
+    """
+    for name in GRAPHS:
+        path = repo / name / CONFIG
+        config = parse_config(path)
+        _check_entries(path, config, name)
+        graphs = [repo / name / str(version) / "model.onnx" for version in config.version_policy.specific.versions]
+        tensorrt.check(path, config, name, graphs)
+
+
+def check_ensemble(repo: Path, ensemble: str, name: str | None = None) -> None:
+    """Look through an ensemble's config, under another name where one is given.
+
+    Raises:
+        DataError: it does not parse, or is wired to other tensors or to a version that is not loaded.
+    """
+    path = repo / (name or ensemble) / CONFIG
+    config = parse_config(path)
+    _check_entries(path, config, ensemble)
+    version = list(config.version_policy.specific.versions)
+    steps = config.ensemble_scheduling.step
+    if tuple(step.model_name for step in steps) != ENSEMBLES[ensemble]:
+        raise DataError(f"{path}: its steps are {[step.model_name for step in steps]}, not {list(ENSEMBLES[ensemble])}")
+    for step in steps:
+        if [step.model_version] != version or step.model_version not in loaded(repo):
+            raise DataError(
+                f"{path}: step {step.model_name} is pinned to v{step.model_version}; {ensemble} is {version}, loaded are {loaded(repo)}"
+            )
+        inputs, outputs = WIRING[step.model_name]
+        for found, wanted in ((step.input_map, inputs), (step.output_map, outputs)):
+            if dict(found) != {entry.name: entry.name for entry in wanted}:
+                raise DataError(f"{path}: step {step.model_name} is wired {dict(found)}")
+
+
+def touch(repo: Path, version: int) -> None:
+    """Have the next load of the members make version N anew: Triton takes a folder with a new time for a changed one."""
+    for name in GRAPHS:
+        os.utime(repo / name / str(version))
 
 
 def remove(repo: Path, version: int) -> None:
@@ -180,6 +236,19 @@ def schema_of(repo: Path, version: int) -> dict[str, Any]:
 def canary_file(repo: Path, version: int) -> Path:
     """The golden request that the watch of the running server sends."""
     return repo / _MARKED / str(version) / GOLDEN
+
+
+def ensemble_config(repo: Path, ensemble: str, version: int, name: str | None = None) -> str:
+    """The config.pbtxt of an ensemble pinned to a rendered version; under another name it is beside the served one."""
+    inputs, outputs = WIRING[ensemble]
+    steps = [
+        {"name": step, "inputs": [entry.name for entry in WIRING[step][0]], "outputs": [entry.name for entry in WIRING[step][1]]}
+        for step in ENSEMBLES[ensemble]
+    ]
+    schema = orjson.dumps({"version": version, **schema_of(repo, version)}, option=orjson.OPT_SORT_KEYS).decode()
+    return _template(
+        "ensemble.pbtxt.j2", name=name or ensemble, version=version, inputs=inputs, outputs=outputs, steps=steps, schema=schema
+    )
 
 
 def parse_config(path: Path) -> Any:
@@ -210,19 +279,21 @@ def _rewrite(path: Path, text: str) -> None:
         durable.write_text(path, text)
 
 
-def _member(name: str, backend: Backend, versions: Sequence[int]) -> str:
+def _member(name: str, backend: Backend, versions: Sequence[int], prepared: Sequence[Mapping[str, Any] | None]) -> str:
+    """A member's config.pbtxt; `prepared` says of each version what it has for a GPU, None of one for the CPU."""
     inputs, outputs = WIRING[name]
-    return _template("member.pbtxt.j2", name=name, backend=backend, versions=versions, inputs=inputs, outputs=outputs)
-
-
-def _ensemble(repo: Path, name: str, version: int) -> str:
-    inputs, outputs = WIRING[name]
-    steps = [
-        {"name": step, "inputs": [entry.name for entry in WIRING[step][0]], "outputs": [entry.name for entry in WIRING[step][1]]}
-        for step in ENSEMBLES[name]
-    ]
-    schema = orjson.dumps({"version": version, **schema_of(repo, version)}, option=orjson.OPT_SORT_KEYS).decode()
-    return _template("ensemble.pbtxt.j2", name=name, version=version, inputs=inputs, outputs=outputs, steps=steps, schema=schema)
+    for_gpu = [one for one in prepared if one is not None]
+    on_gpu = len(for_gpu) == len(versions) and name not in tensorrt.ON_CPU
+    return _template(
+        "member.pbtxt.j2",
+        name=name,
+        backend=backend,
+        versions=versions,
+        inputs=inputs,
+        outputs=outputs,
+        kind="KIND_GPU" if on_gpu else "KIND_CPU",
+        accelerator=tensorrt.accelerator(for_gpu, name) if on_gpu else None,
+    )
 
 
 def _template(file: str, **values: Any) -> str:
@@ -253,25 +324,6 @@ def _check_entries(path: Path, config: Any, name: str) -> None:
 
 def _type_name(entry: Any) -> str:
     return str(entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[entry.data_type].name)
-
-
-def _check_ensemble(repo: Path, name: str) -> None:
-    path = repo / name / CONFIG
-    config = parse_config(path)
-    _check_entries(path, config, name)
-    version = list(config.version_policy.specific.versions)
-    steps = config.ensemble_scheduling.step
-    if tuple(step.model_name for step in steps) != ENSEMBLES[name]:
-        raise DataError(f"{path}: its steps are {[step.model_name for step in steps]}, not {list(ENSEMBLES[name])}")
-    for step in steps:
-        if [step.model_version] != version or step.model_version not in loaded(repo):
-            raise DataError(
-                f"{path}: step {step.model_name} is pinned to v{step.model_version}; {name} is {version}, loaded are {loaded(repo)}"
-            )
-        inputs, outputs = WIRING[step.model_name]
-        for found, wanted in ((step.input_map, inputs), (step.output_map, outputs)):
-            if dict(found) != {entry.name: entry.name for entry in wanted}:
-                raise DataError(f"{path}: step {step.model_name} is wired {dict(found)}")
 
 
 def _check_graph(path: Path, name: str) -> None:

@@ -43,6 +43,10 @@ class BadRequest(ServingError):
     """The server refused the request; it would refuse it again."""
 
 
+class StubDied(ServingError):
+    """The Python process behind a model is gone. Triton starts none anew: a restart does, or a load of the model with changed files."""
+
+
 class RegionLost(ServingError):
     """The server does not know a shared memory region: it was restarted since the region was registered, or never saw it."""
 
@@ -174,6 +178,8 @@ def translated(error: InferenceServerException, model: str, url: str, deadline: 
             f"{url} cannot open shared memory of this host ({message}): it runs on another host, in a container without --ipc=host, "
             "or as another user; leave shared_memory off"
         )
+    if "Stub process" in message and "not healthy" in message:
+        return StubDied(f"{model} at {url}: {message}")
     if model in ("hap", "hap_all") and "unknown model" in message and "' version " not in message:
         return NoChampion("no champion; promote one with `hapctl promote --model vN`")
     if status == "DEADLINE_EXCEEDED":

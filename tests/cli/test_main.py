@@ -18,7 +18,7 @@ HEAVY = ("torch", "mlflow", "prefect", "evidently", "dvc", "pandas")
 WORDS = {
     *("init", "simulate", "import", "collect", "show"),
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
-    *("models", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
+    *("models", "parity", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
     *("serve", "stop", "score"),
     *("drift", "watch", "status", "doctor", "alerts", "ack", "snooze"),
 }
@@ -58,6 +58,7 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
     for name in (
         "models",
+        "parity",
         "show",
         "ledger",
         "status",
@@ -88,6 +89,7 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["collect", "--day", "2026-01-03"], 1, "no logs"),
         (["backfill", "--from", "2026-01-04", "--to", "2026-01-03"], 2, "backwards"),
         (["promote", "--model", "v7"], 1, "v7 is not registered"),
+        (["parity", "--model", "v7"], 1, "v7 is not registered"),
         (["promote", "--model", "latest"], 2, "write it as v42"),
         (["promote", "--model", "v1", "--force"], 2, "--reason"),
         (["rollback"], 1, "nothing to roll back to"),

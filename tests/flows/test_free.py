@@ -21,6 +21,7 @@ from hap.project import package_digest
 from hap.registry import mlflow_store, promotion, versions
 from hap.registry.ledger import Entry, open_ledger
 from hap.registry.local import bundle_folder
+from hap.registry.turns import promotion_lock
 from hap.registry.versions import label
 from hap.serving import repository
 from hap.workspace import Workspace, workspace_lock
@@ -210,7 +211,7 @@ def test_a_freed_version_that_is_made_again_byte_for_byte_is_whole_again(ws, few
 def test_it_waits_for_nobody_and_lets_nobody_in(ws, few, run, monkeypatch) -> None:
     with workspace_lock(ws, "retrain --day 2026-01-06", NOW), pytest.raises(Busy, match="retrain --day 2026-01-06"):
         run()
-    with promotion.promotion_lock(ws, "promote v5", NOW), pytest.raises(Busy, match="promote v5"):
+    with promotion_lock(ws, open_ledger(ws, few), "promote v5", NOW), pytest.raises(Busy, match="promote v5"):
         run()
     told = []
 

@@ -34,7 +34,17 @@ COST = {
         "light": {"per_request": 800_000, "per_candidate": 1_600}, "expressive": {"per_request": 800_000, "per_candidate": 290_000},
     },
 }  # fmt: skip
-PARITY = {"max_abs_diff": 1.9e-6, "misrouted": 0, "order_agreement": 1.0, "requests": 43, "routing_agreement": 1.0, "top_overlap": 1.0}
+CASE = {"max_abs_diff": 1.9e-6, "misrouted": 0, "routing_agreement": 1.0, "top_overlap": 1.0}
+CASES = [{"name": name, "candidates": size, **CASE} for name, size in (("real 0", 30), ("real 1", 1200), ("N=0", 0), ("equal scores", 12))]
+PARITY = {
+    "by_request": CASES,
+    "max_abs_diff": 1.9e-6,
+    "misrouted": 0,
+    "order_agreement": 1.0,
+    "requests": 43,
+    "routing_agreement": 1.0,
+    "top_overlap": 1.0,
+}
 
 
 def scores(requests, seed, better=0.0):
@@ -141,6 +151,13 @@ def test_a_page_has_every_figure_as_a_picture_that_cannot_run(shown):
     pictures = re.findall(r'<img[^>]+src="(data:image/svg\+xml;base64,[^"]+)"', page)
     assert len(pictures) == 9 == page.count("<img")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "default-src 'none'" in page
+
+
+def test_the_edges_of_parity_are_on_the_page_one_by_one_and_the_real_requests_together(shown):
+    _, page = shown
+    text = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "2 real requests 30 to 1,200 1.9e-06 1.0000 1.0000" in text and "equal scores 12 1.9e-06" in text
+    assert "<code>hapctl parity --model v2</code>" in page
 
 
 def test_equal_subjects_give_equal_bytes(shown, subject):

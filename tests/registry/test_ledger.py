@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hap.errors import HapError, Refused, UsageError
-from hap.registry.ledger import GENESIS, Entry, Ledger, freeze_in_force, moment_of, open_move, refuse_if_frozen
+from hap.registry.ledger import GENESIS, Entry, Ledger, Overtaken, freeze_in_force, last_move, moment_of, open_move, refuse_if_frozen
 
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
 
@@ -188,3 +188,15 @@ def test_postgresql_without_its_driver_names_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(HapError, match=r"needs psycopg; install it with `pip install 'hap\[postgres\]'`"):
         Ledger("postgresql://ann@host/hap").rows()
+
+
+def test_a_row_that_another_move_has_overtaken_is_not_written(ledger: Ledger) -> None:
+    assert last_move(ledger.rows()) == 0
+    first = ledger.append(entry(state="intended", to_version=1), after_move=0)
+    ledger.freeze(actor="bo", now=NOW, reason="no move of what serves")
+    assert last_move(ledger.rows()) == first.id
+    second = ledger.append(entry(state="undone", to_version=1), after_move=first.id)
+    for late in (first.id, 0):
+        with pytest.raises(Overtaken, match=rf"the ledger's last move is promote of v1 by ann, undone \(row {second.id}\)"):
+            ledger.append(entry(state="served", to_version=1), after_move=late)
+    assert len(ledger.rows()) == ledger.verify() == 3

@@ -6,7 +6,6 @@ import pytest
 from hap.errors import DataError, ServingError
 from hap.serving.bundle import Bundle
 from hap.serving.client import BadRequest, HapClient, Unavailable
-from hap.serving.parity import parity
 from tests.serving.conftest import SHIFTS, Served
 from tests.serving.handmade import FEATURES, ROUTE, expected, request_of
 
@@ -22,17 +21,6 @@ def test_the_ensemble_answers_as_the_reference(served: Served, candidates: int) 
             assert scored.served_by == 1
             assert scored.routed.tolist() == wanted_routed.tolist()
             np.testing.assert_allclose(scored.score, wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.triton
-def test_golden_requests_agree_over_grpc(served: Served, bundles: dict[int, Bundle]) -> None:
-    def over_grpc(request: object, k: int | None) -> tuple[object, object]:
-        scored = served.client.score(request, k, model="hap")  # type: ignore[arg-type]
-        return scored.score, scored.routed
-
-    found = parity(bundles[1].golden(), over_grpc)  # type: ignore[arg-type]
-    assert found["max_abs_diff"] < 1e-5
-    assert found["misrouted"] == 0
 
 
 @pytest.mark.triton

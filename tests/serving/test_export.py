@@ -13,6 +13,7 @@ from hap.models.build import build_model
 from hap.params import Feature, Features, Light, Model, Params, Route
 from hap.serving.bundle import Bundle
 from hap.serving.export import export, scoring_cores
+from hap.serving.merge import NAN_SCORE
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
 
@@ -59,10 +60,16 @@ def test_graphs_agree_with_pytorch_on_real_and_edge_requests(exported: Bundle) -
     found = exported.parity()
     names = {entry["name"] for entry in found["by_request"]}
     assert {"real 0", "real 1", "N=0", "N=1", "N=2000", "N=15 K=16", "N=16 K=16", "N=17 K=16", "k=0", "k above N"} <= names
-    assert {"empty history", "unseen ids", "equal scores"} <= names
+    assert {"empty history", "unseen ids", "equal scores", "NaN in a candidate", "k above N, one step"} <= names
     assert found["max_abs_diff"] < 1e-5
     assert found["misrouted"] == 0
     assert exported.info == {"day": "2026-01-04"}
+
+
+def test_a_nan_candidate_is_golden_as_the_last_one(exported: Bundle) -> None:
+    (nan,) = (entry for entry in exported.golden() if entry.name == "NaN in a candidate")
+    assert nan.score[0] == nan.score.min() == NAN_SCORE and not nan.routed[0] and np.isnan(nan.light[0])
+    assert (nan.score[1:] > NAN_SCORE).all()
 
 
 def test_n_stays_free_and_nothing_of_this_machine_is_in_the_graphs(exported: Bundle) -> None:
@@ -125,7 +132,7 @@ def test_an_equal_export_has_equal_bytes() -> None:
 
 
 def test_a_graph_that_differs_from_pytorch_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(HapError, match=r"differ from PyTorch.*max_parity"):
+    with pytest.raises(HapError, match=r"ONNX Runtime differs by .* from PyTorch.*max_parity"):
         export({"light": Drifting(), "expressive": Price()}, PARAMS, [request_of(30)], tmp_path / "bundle", {})
     assert not (tmp_path / "bundle").exists()
 

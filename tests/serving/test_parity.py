@@ -5,7 +5,7 @@ import pytest
 
 from hap.serving.bundle import Golden
 from hap.serving.merge import hard_select, merge
-from hap.serving.parity import compare, parity
+from hap.serving.parity import asked, compare, fault, summary
 from tests.serving.handmade import expected, logits, request_of
 
 
@@ -45,10 +45,32 @@ def test_an_unusable_answer_is_infinitely_far(spoil: str) -> None:
     assert found.misrouted == 20
 
 
-def test_the_summary_is_the_worst_of_all_requests() -> None:
+def test_ties_are_told_where_a_logit_is_nan() -> None:
+    light = np.array([3, np.nan, 1], np.float32)
+    index = hard_select(light, 3)
+    score, routed = merge(light, index, light[index])
+    found = compare(Golden("g", request_of(3), 3, score, routed, light), score, routed)
+    assert (found.max_abs_diff, found.misrouted) == (0, 0)
+
+
+def test_the_summary_is_the_worst_of_all_requests_and_names_it() -> None:
     entries = [golden(), replace(golden(5), name="other")]
-    found = parity(
-        entries, lambda request, k: (expected(request, k, 0.0)[0] + np.float32(request.candidates == 5), expected(request, k, 0.0)[1])
-    )
-    assert found["requests"] == 2
+    off = [np.float32(0), np.float32(1)]
+    found = summary([compare(entry, entry.score + more, entry.routed) for entry, more in zip(entries, off, strict=True)])
+    assert (found["requests"], found["worst"]) == (2, "other")
     assert found["max_abs_diff"] == pytest.approx(1)
+
+
+def test_a_request_that_routes_everything_is_asked_of_both_ensembles() -> None:
+    entries = [golden(), golden(0), golden(1)]
+    assert [ensemble for ensemble, _ in asked(entries)] == ["hap", "hap", "hap_all", "hap", "hap_all"]
+
+
+@pytest.mark.parametrize(("change", "said"), [({"max_abs_diff": 0.5}, "differs by 0.5 from PyTorch"), ({"misrouted": 2}, "2 misrouted"),
+                                              ({"max_abs_diff": float("nan")}, "differs by nan")])  # fmt: skip
+def test_a_fault_names_the_figure_and_the_request(change: dict, said: str) -> None:
+    entry = golden()
+    found = summary([compare(entry, entry.score, entry.routed)])
+    assert fault(found, "Triton", "PyTorch", 1e-4) is None
+    told = fault({**found, **change}, "Triton", "PyTorch", 1e-4)
+    assert told is not None and said in told and "(worst: g)" in told and "gate.max_parity allows 0.0001" in told

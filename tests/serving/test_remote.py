@@ -80,7 +80,20 @@ def test_the_words_of_hapctl_work_against_it(ws: Workspace, elsewhere: str, tmp_
     assert "no champion" in hapctl(ws, "status", *at)[1]
     code, out, err = hapctl(ws, "promote", "--model", "v1", *at)
     assert (code, out.splitlines()[0]) == (0, "v1 serves"), err
-    assert hapctl(ws, "promote", "--model", "v2", *at)[:2] == (0, "v2 serves in place of v1\nMLflow's alias champion points at v2 now\n")
+    code, out, err = hapctl(ws, "promote", "--model", "v2", *at)
+    assert (code, out.splitlines()[0], out.splitlines()[-1]) == (
+        0,
+        "v2 serves in place of v1",
+        "MLflow's alias champion points at v2 now",
+    ), err
+    assert "parity on 6 golden requests" in out and "Triton / ONNX Runtime" in out
+    for version, rehearsed in (("v2", False), ("v1", True)):
+        code, out, err = hapctl(ws, "parity", "--model", version, "--json", *at)
+        found = orjson.loads(out)
+        assert (code, found["agrees"], len(found["pairs"])) == (0, True, 3), err
+        assert any("it was rehearsed" in note for note in found["notes"]) is rehearsed
+    with HapClient(elsewhere) as client:
+        assert client.versions("hap") == [2] and {"hap_rehearsal", "hap_all_rehearsal"}.isdisjoint(client.models())
 
     lines = tmp_path / "requests.jsonl"
     lines.write_text("".join(orjson.dumps(raw(request_id=n)).decode() + "\n" for n in (7, 8)))

@@ -15,6 +15,7 @@ from hap.errors import DataError, ServingError
 from hap.params import Feature
 from hap.serving.client import AsyncHapClient, BadRequest, DeadlineExceeded, HapClient, Scored, Unavailable
 from hap.serving.request import RequestTensors
+from hap.serving.wire import StubDied
 from tests.serving.fake_triton import FakeTriton, fake_triton
 from tests.serving.handmade import FEATURES, request_of
 
@@ -185,3 +186,11 @@ def test_many_calls_share_one_loop(server: tuple[FakeTriton, str]) -> None:
             return await asyncio.gather(*[client.score(request_of(n)) for n in range(1, 40)])
 
     assert [len(scored.score) for scored in asyncio.run(call())] == list(range(1, 40))
+
+
+def test_a_dead_stub_has_an_error_of_its_own(server: tuple[FakeTriton, str]) -> None:
+    fake, url = server
+    fake.failures = [(grpc.StatusCode.INTERNAL, "in ensemble 'hap', Stub process 'light_0_0' is not healthy.")]
+    with pytest.raises(StubDied, match="light_0_0"):
+        by_sync(url, request_of(4), {})
+    assert fake.inferences == 1

@@ -50,13 +50,14 @@ def answers(served: Served) -> bool:
         return False
 
 
-@pytest.mark.parametrize("damage", ["stub killed", "stub hung", "server killed"])
+@pytest.mark.parametrize("damage", ["stub killed", "stub hung", "stub of the one-step ensemble killed", "server killed"])
 def test_a_broken_server_is_back_and_leaves_nothing_behind(served: Served, damage: str) -> None:
     before = runtime.require_server(served.ws)
     if damage == "server killed":
         os.kill(before.server_pid, signal.SIGKILL)
     else:
-        stub_of(served, "light").send_signal(signal.SIGKILL if damage == "stub killed" else signal.SIGSTOP)
+        member = "expressive_all" if "one-step" in damage else "light"
+        stub_of(served, member).send_signal(signal.SIGSTOP if damage == "stub hung" else signal.SIGKILL)
     assert server.wait_for(lambda: runtime.require_server(served.ws).restarts > before.restarts if _state_ready(served) else False, BACK_S)
     assert server.wait_for(lambda: answers(served), BACK_S)
     after = runtime.require_server(served.ws)

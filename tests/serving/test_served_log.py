@@ -289,7 +289,7 @@ def test_what_the_caller_changes_later_is_not_logged(tmp_path: Path, stuck: thre
 def test_params_say_where_and_how_much(tmp_path: Path) -> None:
     assert log_options(Serving(), tmp_path) == {}
     said = log_options(Serving(log_to="served", log_share=0.5, log_file_mb=1, log_queue_mb=2), tmp_path)
-    assert said == {"log_to": tmp_path / "served", "log_share": 0.5, "log_file_mb": 1.0, "log_queue_mb": 2.0}
+    assert said == {"log_to": tmp_path / "served", "log_share": 0.5, "log_file_mb": 1.0, "log_queue_mb": 2.0, "log_file_s": 600.0}
     assert log_options(Serving(log_to="/var/served"), tmp_path)["log_to"] == Path("/var/served")
 
 

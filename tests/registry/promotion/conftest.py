@@ -2,7 +2,7 @@
 
 import datetime as dt
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,10 @@ import pytest
 from hap.params import Params
 from hap.registry import promotion, versions
 from hap.registry.ledger import Ledger, open_ledger
+from hap.serving import trial
+from hap.serving.bundle import Golden, read_bundle
+from hap.serving.parity import asked
+from hap.serving.session import BundleSession
 from hap.workspace import Workspace
 from tests.registry.conftest import NOW, judged_against_champion
 from tests.registry.file_triton import FileTriton
@@ -28,6 +32,21 @@ def registry(tmp_path_factory: pytest.TempPathFactory, mlflow_database: Path, pa
         assert versions.register(ws, params, bundle.path, day=day, workspace_rev="a", code_rev="b") == number
         versions.set_verdict(ws, params, number, {"version": number, "verdict": "pass", "reasons": ["no rule is violated"]})
     return ws.root
+
+
+@pytest.fixture(autouse=True)
+def trial_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are tried in this process: hundreds of promotions in seconds. tests/serving/test_trial.py has the real thing."""
+
+    def tried(folder: Path, requests: Sequence[Golden], step_s: float = 0.0) -> list[trial.Tried]:
+        session = BundleSession(read_bundle(folder))
+        every = [
+            (session.score_all(one.tensors) if name == "hap_all" else session.score(one.tensors, one.k), one)
+            for name, one in asked(requests)
+        ]
+        return [trial.Tried(*answer, session.light(one.tensors)) for answer, one in every]
+
+    monkeypatch.setattr(trial, "tried", tried)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hap.errors import ServingError
-from hap.registry import promotion, switch, versions
+from hap.registry import moves, versions
 from hap.registry.ledger import Ledger
 from hap.registry.local import bundle_folder
-from hap.serving import repository
+from hap.serving import repository, staging
 from hap.workspace import Workspace
 from tests.registry.file_triton import FileTriton
 
@@ -47,7 +47,7 @@ def with_scores(factor: float) -> Callable:
     return lambda answer: type(answer)(answer.score * np.float32(factor), answer.routed, answer.served_by)
 
 
-EVERYWHERE = (switch.REHEARSAL, "hap", "hap_all")
+EVERYWHERE = (*staging.names(staging.REHEARSAL).values(), "hap", "hap_all")
 FAULTS = {
     "a member does not load": lambda server: refuse_load(server, 2, "expressive"),
     "an ensemble does not load": lambda server: refuse_load(server, 2, "hap"),
@@ -90,12 +90,12 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, server: FileTriton, die_at: int
     ):
         counted(owner, name)
     if die_at is not None:
-        undo = promotion._undo
+        undo = moves._undo
 
         def dead(desk, entry, why):
             if why == "Killed":
                 raise Killed
             return undo(desk, entry, why)
 
-        monkeypatch.setattr(promotion, "_undo", dead)
+        monkeypatch.setattr(moves, "_undo", dead)
     return done

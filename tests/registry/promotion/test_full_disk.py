@@ -123,10 +123,10 @@ def test_a_ledger_that_cannot_be_told_is_said_and_settled_by_the_next_command(ws
     promote(1)
     append = Ledger.append
 
-    def full(self: Ledger, entry):
+    def full(self: Ledger, entry, after_move=None):
         if entry.state == "undone":
             raise HapError("database or disk is full")
-        return append(self, entry)
+        return append(self, entry, after_move)
 
     def unwritable(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from hap.errors import HapError, NotFound, Refused, ServingError, UsageError
-from hap.registry import promotion, switch, versions
+from hap.registry import promotion, versions
 from hap.registry.ledger import Entry
-from hap.serving import repository
+from hap.serving import repository, staging
 from tests.registry.conftest import NOW, judged_against_champion
 from tests.registry.promotion.conftest import story
 
@@ -29,6 +29,10 @@ def test_a_promotion_serves_writes_two_rows_and_moves_the_alias(ws, params, serv
     row = ledger.rows()[-1]
     assert (row.actor, row.reason, row.forced, row.evidence["verdict"]) == ("ann", "better on RN", False, "pass")
     assert row.evidence["replay"]["requests"] >= 4 and row.evidence["replay"]["max_abs_diff"] < 1e-5
+    pairs = row.evidence["parity"]
+    assert set(pairs) == {"ONNX Runtime / PyTorch", "Triton / PyTorch", "Triton / ONNX Runtime"}
+    assert all(pair["max_abs_diff"] < 1e-5 and pair["misrouted"] == 0 for pair in pairs.values())
+    assert any(note.startswith("parity on 6 golden requests") and "Triton / ONNX Runtime" in note for note in second.notes)
     assert versions.get_alias(ws, params, "champion") == 2
     assert repository.loaded(ws.triton) == [1, 2], "the previous version stays loaded"
     assert ledger.verify() == 4
@@ -39,8 +43,14 @@ def test_a_new_version_is_rehearsed_before_any_caller_meets_it(ws, server, promo
     promote(1)
     server.calls.clear()
     promote(2)
-    assert server.calls.index(f"score {switch.REHEARSAL}") < server.calls.index("load hap")
-    assert server.versions(switch.REHEARSAL) == [] and not (ws.triton / switch.REHEARSAL).exists()
+    for ensemble in ("hap", "hap_all"):
+        assert server.calls.index(f"score {ensemble}_rehearsal") < server.calls.index("load hap")
+    assert server.versions("hap_rehearsal") == [] and staging.staged(ws.triton) == {}
+
+
+def test_the_first_version_is_rehearsed_too(server, promote) -> None:
+    promote(1)
+    assert server.calls.index("score hap_rehearsal") < server.calls.index("load hap")
 
 
 def test_promoting_what_serves_says_so_and_writes_no_row(ledger, promote) -> None:

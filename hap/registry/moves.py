@@ -1,0 +1,202 @@
+"""Carrying a move of the champion out, undoing it, and settling one that was left.
+
+A move: ledger row `intended` -> the bundle, rendered and checked -> `switch` of the server -> row `served`, alias moved.
+Whatever fails on the way, the old version comes back and the row is `undone`. An outcome is written only after the very row that it
+belongs to, so a move that somebody else has settled in the meantime changes the ledger no more.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hap.errors import Busy, HapError
+from hap.params import Params
+from hap.registry import ledger as journal
+from hap.registry.ledger import Entry, Ledger, Overtaken, Row, State
+from hap.registry.local import bundle_folder, fetched, local
+from hap.registry.switch import Server, Switched, answers_as, end_stage, replay, restore, standing, switch, try_apart
+from hap.registry.turns import is_here, open_elsewhere, whereabouts
+from hap.registry.versions import label
+from hap.serving import repository, staging
+from hap.serving.bundle import Bundle
+from hap.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where a command works, and who works there. `server` None: files only."""
+
+    ws: Workspace
+    params: Params
+    ledger: Ledger
+    server: Server | None
+    actor: str
+    clock: Callable[[], dt.datetime]
+    take_over: bool = False  # settle what a killed command of another folder left
+
+    @property
+    def live(self) -> Server | None:
+        """The server if it answers."""
+        return self.server if self.server is not None and self.server.live() else None
+
+    def entry(
+        self, action: Literal["promote", "rollback"], source: int | None, target: int, reason: str, forced: bool, evidence: dict[str, Any]
+    ) -> Entry:
+        """The `intended` row of a move; its evidence names the process, should that be killed."""
+        return Entry(
+            at=self.clock(),
+            actor=self.actor,
+            action=action,
+            state="intended",
+            from_version=source,
+            to_version=target,
+            reason=reason,
+            forced=forced,
+            evidence={**evidence, **whereabouts(self.ws)},
+        )
+
+    def outcome(self, row: Row, state: State, reason: str | None = None, **evidence: Any) -> None:
+        """Append what the move of an `intended` or `pinned` row came to.
+
+        Raises:
+            Overtaken: somebody else has settled it already.
+        """
+        said = {field.name: getattr(row, field.name) for field in dataclasses.fields(Entry)}
+        said |= {"at": self.clock(), "state": state, "evidence": {**row.evidence, **evidence}}
+        self.ledger.append(Entry(**said | ({} if reason is None else {"reason": reason})), after_move=row.id)
+
+
+def carry_out(desk: Desk, entry: Entry, rows: Sequence[Row], bundle_of: Callable[[], Bundle], offline: bool) -> Switched | None:
+    """Carry a move out between its two rows; None where it only pins. Whatever stops it, the old version comes back first.
+
+    Args:
+        rows: what the move was decided on.
+    """
+    repo, target = desk.ws.triton, entry.to_version
+    assert target is not None
+    row = desk.ledger.append(entry, after_move=journal.last_move(rows))
+    try:
+        bundle = bundle_of()
+        old = journal.served(desk.ledger.rows())
+        repository.render(bundle, target, repo, desk.params.serving.backend, desk.params.serving.tensorrt)
+        repository.check(repo, target)
+        tolerance = desk.params.gate.max_parity
+        tried = try_apart(bundle, target, tolerance) if entry.action == "promote" else None  # what is rolled back to has served here
+        if offline or desk.server is None:
+            repository.pin(repo, target, standing(repo, old, target))
+            repository.check(repo, target)
+            desk.outcome(row, "pinned")
+            return None
+        switched = switch(desk.server, repo, bundle, target, old, tolerance, tried)
+        desk.outcome(row, "served", **switched.evidence())
+        return switched
+    except BaseException as error:  # an interrupt, too, must not leave a half-done move
+        why = str(error) or type(error).__name__
+        still = _undo(desk, row, why)
+        if isinstance(error, HapError | OSError):
+            kind = type(error) if isinstance(error, HapError) else HapError
+            raise kind(f"{entry.action} of {label(target)} failed: {why}; {still}") from None
+        raise
+
+
+def _undo(desk: Desk, row: Row, why: str) -> str:
+    """Bring back what the ledger says, write how that went, and say it in words."""
+    rows = desk.ledger.rows()
+    truth = journal.served(rows)
+    still = f"{label(truth)} serves" if truth is not None else "there is no champion"
+    still += "" if journal.last_move(rows) != row.id else " as before" if truth is not None else ", as before"
+    try:
+        _render_absent(desk, {truth}, fetch=True)
+        restore(desk.live, desk.ws.triton, truth, [journal.previous_served(rows)])
+    except (HapError, OSError) as error:
+        return f"and restoring failed, too: {error}" + _written(desk, row, "failed", f"{why}; restoring failed, too: {error}")
+    still += _written(desk, row, "undone", why)
+    if row.to_version is not None and row.to_version not in journal.served_stack(rows):
+        with contextlib.suppress(HapError):  # its files may be the fault: the next try fetches and renders them anew
+            repository.remove(desk.ws.triton, row.to_version)
+            shutil.rmtree(bundle_folder(desk.ws, row.to_version), ignore_errors=True)
+    return still
+
+
+def _written(desk: Desk, row: Row, state: State, why: str) -> str:
+    """Append what a failed move came to; where even that fails, as on a full disk, say who will."""
+    try:
+        desk.outcome(row, state, why)
+    except Overtaken as overtaken:
+        return f"; {overtaken}"
+    except HapError as error:
+        return f", but the ledger could not be told ({error}): the next command settles it"
+    return ""
+
+
+def _render_absent(desk: Desk, versions: Iterable[int | None], fetch: bool) -> None:
+    """Render those of the versions that are not."""
+    repo, serving = desk.ws.triton, desk.params.serving
+    for version in set(versions) - {None, *repository.rendered(repo)}:
+        assert version is not None
+        bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
+        repository.render(bundle, version, repo, serving.backend, serving.tensorrt)
+
+
+def repaired(desk: Desk, fetch: bool) -> list[str]:
+    """Settle what a killed command left, then make pins and server follow the ledger; what was done, in a line each.
+
+    Args:
+        fetch: take a bundle that is not here from MLflow.
+
+    Raises:
+        Busy: the command was of another folder, whose server nobody here sees, and `take_over` is not given.
+        HapError: the ledger cannot be read, or the server does not follow.
+    """
+    rows, repo = desk.ledger.rows(), desk.ws.triton
+    left, waiting = journal.open_move(rows), journal.pinned_for_next_start(rows)
+    if left is not None:
+        if not (desk.take_over or is_here(desk.ws, left)):
+            raise Busy(open_elsewhere(left))
+        what = f"{left.action} of {label(left.to_version or 0)} by {left.actor} was interrupted"
+        if not is_here(desk.ws, left):  # what it came to is not to be seen from here
+            what += f" in {left.evidence.get('folder')}, taken over by {desk.actor}"
+            return [f"{what}: undone, {_undo(desk, left, what)}"]
+        return [_settle(desk, left, what)]
+    if waiting is not None and answers_as(desk.live, waiting.to_version):
+        return [_settle(desk, waiting, f"{label(waiting.to_version or 0)}, pinned by {waiting.actor}, was started")]
+    if staging.REHEARSAL in staging.staged(repo):  # of a `hapctl parity` that was killed
+        end_stage(desk.live, repo, staging.REHEARSAL)
+    truth = journal.served(rows)
+    wanted = waiting.to_version if waiting is not None else truth
+    follows = waiting is not None or desk.live is None or answers_as(desk.live, truth)
+    pinned = repository.pinned(repo)
+    if wanted is None:  # a lost ledger must not take down what serves
+        return [f"the pins say {label(pinned)}, but the ledger knows of no version that served"] if pinned is not None else []
+    if pinned == wanted and follows:
+        return []
+    _render_absent(desk, {wanted, truth}, fetch)
+    if waiting is not None:
+        repository.pin(repo, wanted, standing(repo, truth, wanted))
+    else:
+        restore(desk.live, repo, truth, [journal.previous_served(rows)])
+    return [f"{label(wanted)} is what the ledger says, and was not what the server or its pins said: repaired"]
+
+
+def _settle(desk: Desk, row: Row, what: str) -> str:
+    """End a move that was killed or only pinned: finished where its version answers the golden requests, else undone."""
+    target = row.to_version
+    if target is not None and desk.live is not None and repository.pinned(desk.ws.triton) == target and answers_as(desk.live, target):
+        try:
+            requests, largest = replay(desk.live, local(desk.ws, target), target, desk.params.gate.max_parity)
+        except HapError as error:
+            return f"{what}, but {error}: undone, {_undo(desk, row, f'{what}, but {error}')}"
+        desk.outcome(row, "served", settled_by=desk.actor, replay={"requests": requests, "max_abs_diff": largest})
+        return f"{what} and answers its golden requests: {label(target)} serves"
+    return f"{what}: undone, {_undo(desk, row, what)}"
+
+
+def clock_from(now: dt.datetime) -> Callable[[], dt.datetime]:
+    """`now`, going on: the rows of one command carry the times at which they were written."""
+    started = time.monotonic()
+    return lambda: now + dt.timedelta(seconds=time.monotonic() - started)
