@@ -16,7 +16,7 @@ import apprise
 import psutil
 import pytest
 
-from flows.alerts import deliver_waiting, known_incidents, settle_look, undelivered
+from flows.alerts import Told, deliver_waiting, known_incidents, settle_looks, tell, undelivered
 from hap.monitoring import courier
 from hap.monitoring.alerts import Letter
 from hap.monitoring.delivery import send
@@ -44,6 +44,11 @@ def ws(tmp_path: Path) -> Workspace:
 def params_of(default: Params, **alerts) -> Params:
     settings = {"page": ("HAP_ALERTS_PAGE",), "ticket": ("HAP_ALERTS_TICKET",), "retry_wait_s": 0.01, "deadline_s": 30, **alerts}
     return default.model_copy(update={"alerts": Alerts(**settings)})
+
+
+def settled(ws: Workspace, params: Params, seen: Look) -> Told:
+    """Settle a day and tell what waits, as a look at a day does."""
+    return Told(settle_looks(ws, params, [seen]), tell(ws, params))
 
 
 def look(day: int, severity: str | None = "page", *more: str) -> Look:
@@ -127,7 +132,7 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
     params = params_of(default_params, attempts=2)
     monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
     hook.answers = [500] * 2
-    told = settle_look(ws, params, look(4, "page", "input:activity"))
+    told = settled(ws, params, look(4, "page", "input:activity"))
     assert len(hook.got) == 2  # the second message was not tried at a place that had just failed
     assert [one.sent.why for one in told.deliveries] == ["the service answered 500"] * 2
     waiting = undelivered(known_incidents(ws, params), params)
@@ -136,7 +141,7 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
         ("input:cand_price", "HAP_ALERTS_PAGE", "the service answered 500"),
     ]
     hook.got.clear()
-    settle_look(ws, params, look(5, None))
+    settled(ws, params, look(5, None))
     assert hook.titles == [
         *("[page] input:activity", "[page] input:cand_price"),
         *("[healed] input:activity", "[healed] input:cand_price"),
@@ -149,7 +154,7 @@ def test_one_bad_place_does_not_keep_the_others_from_being_told_nor_tells_them_t
 ) -> None:
     params = params_of(default_params, page=("HAP_ALERTS_PAGE", "HAP_ALERTS_SECOND"))
     monkeypatch.setenv("HAP_ALERTS_SECOND", hook.url)
-    settle_look(ws, params, look(4))
+    settled(ws, params, look(4))
     rows = open_ledger(ws, params).rows()
     assert [(row.state, row.reason) for row in rows if row.state in ("told", "untold")] == [
         ("untold", "HAP_ALERTS_PAGE is not set"),
@@ -163,7 +168,7 @@ def test_a_kill_between_delivering_and_noting_tells_twice_and_never_not_at_all(
     ws: Workspace, default_params: Params, hook: Webhook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     params = params_of(default_params)
-    settle_look(ws, params, look(4))  # the place is not set yet
+    settled(ws, params, look(4))  # the place is not set yet
     monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
     (tmp_path / "params.json").write_text(params.model_dump_json())
     script = (
@@ -195,7 +200,7 @@ def test_a_page_waits_for_another_delivery_instead_of_being_left_to_it(
     thread.start()
     assert holding.wait(60)
     threading.Timer(1.0, leave.set).start()
-    told = settle_look(ws, params_of(default_params), look(4))
+    told = settled(ws, params_of(default_params), look(4))
     thread.join()
     assert [one.sent.arrived for one in told.deliveries] == [True] and len(hook.got) == 1
 
@@ -214,8 +219,8 @@ def test_no_secret_leaves_the_environment(
     monkeypatch.setenv("HAP_ALERTS_BAD", f"nonsense://{SECRET}@127.0.0.1/")
     monkeypatch.setenv("HAP_ALERTS_GONE", f"json://user:{SECRET}@127.0.0.1:9/{SECRET}")  # nobody listens there
     hook.answers = [500]
-    told = settle_look(ws, params, look(4))
-    settle_look(ws, params, look(5, None))
+    told = settled(ws, params, look(4))
+    settled(ws, params, look(5, None))
     said = capfd.readouterr()
     stored = b"".join(path.read_bytes() for path in ws.root.rglob("*") if path.is_file())
     everything = f"{said.out}{said.err}{caplog.text}{told.to_json()}{told.lines()}{open_ledger(ws, params).rows()}"
@@ -237,11 +242,13 @@ def test_what_a_plugin_raises_is_named_by_its_type_alone(monkeypatch: pytest.Mon
 def test_two_runs_at_once_open_an_incident_once(ws: Workspace, default_params: Params) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from flows.alerts import settle_look; from hap.monitoring.findings import Finding, Look; from hap.params import load_params\n"
+        "from flows.alerts import settle_looks, tell; from hap.monitoring.findings import Finding, Look\n"
+        "from hap.params import load_params\n"
         "from hap.project import project_file; from hap.workspace import Workspace\n"
         "one = Finding(cause='input:cand_price', severity='page', said='moved', value=.9, limit=.1)\n"
         "look = Look(watcher='drift', day='2026-01-04', findings=(one,))\n"
-        "settle_look(Workspace(Path(sys.argv[1])), load_params(project_file('params.yaml')), look)\n"
+        "ws, params = Workspace(Path(sys.argv[1])), load_params(project_file('params.yaml'))\n"
+        "settle_looks(ws, params, [look]); tell(ws, params)\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(ws.root)]) for _ in range(3)]
     assert [one.wait(60) for one in running] == [0, 0, 0]
