@@ -151,7 +151,7 @@ def test_the_schedule_takes_the_due_day_and_leaves_nothing_when_it_is_stopped(ws
             time.sleep(0.5)
         time.sleep(3)  # the verdict's commit
         served.send_signal(signal.SIGINT)
-        said = served.communicate(timeout=60)[0].decode()
+        said = served.communicate(timeout=240)[0].decode()
     finally:
         served.kill()
         served.wait()
