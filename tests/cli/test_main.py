@@ -19,7 +19,7 @@ WORDS = {
     *("init", "simulate", "import", "collect", "show"),
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
     *("models", "parity", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
-    *("serve", "stop", "score"),
+    *("serve", "stop", "score", "shadow"),
     *("drift", "status", "doctor", "alerts", "ack", "snooze"),
 }
 
@@ -56,24 +56,11 @@ def test_every_word_of_the_manual_exists_with_help_and_an_example() -> None:
 
 def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     options = {name: {flag for option in command.params for flag in option.opts} for name, command in commands()}  # type: ignore[attr-defined]
-    for name in (
-        "models",
-        "parity",
-        "show",
-        "ledger",
-        "status",
-        "doctor",
-        "drift",
-        "score",
-        "evaluate",
-        "gate run",
-        "describe",
-        "gc",
-        "alerts",
-    ):
+    for name in ("models", "parity", "show", "ledger", "status", "doctor", "drift", "score", "shadow", "evaluate", "gate run", "describe",
+                 "gc", "alerts"):  # fmt: skip
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze"):  # fmt: skip
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "shadow", "schedule", "ack", "snooze"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
         assert "--root" in options[name], name
@@ -99,6 +86,8 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["restore", "v1", "--into", "/nonexistent/x"], 1, "v1 is not registered"),
         (["drift", "--day", "2026-01-03"], 1, "no champion yet"),
         (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
+        (["shadow", "--model", "v2"], 2, "serving.log_to"),
+        (["shadow", "--model", "v2", "--log", "/nonexistent"], 1, "hapctl serve"),
         (["ack", "input:cand_price"], 1, "no incident 'input:cand_price' is open; none is"),
         (["snooze", "input:cand_price", "--until", "8h"], 1, "no incident 'input:cand_price' is open"),
         (["snooze", "input:cand_price", "--until", "tomorrow"], 2, "30m, 8h or 2d"),
