@@ -2,7 +2,6 @@
 
 import datetime as dt
 import os
-import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import tenacity
 
 from flows.talk import current
+from hap.days import parse_span
 from hap.errors import Busy, UsageError
 from hap.monitoring.alerts import Changes, apply
 from hap.monitoring.delivery import Delivery, deliver
@@ -22,8 +22,6 @@ from hap.registry.incidents import Incident, Incidents
 from hap.registry.ledger import Entry, default_actor, open_ledger
 from hap.tables import table
 from hap.workspace import Workspace, exclusive
-
-_SPANS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,8 @@ def parse_until(text: str, now: dt.datetime) -> dt.datetime:
         UsageError: it is neither.
     """
     try:
-        if span := re.fullmatch(r"(\d{1,5})([mhd])", text.strip()):
-            return now + dt.timedelta(**{_SPANS[span[2]]: int(span[1])})
+        if (span := parse_span(text)) is not None:
+            return now + span
         until = dt.datetime.fromisoformat(text.strip())
         return (until if until.tzinfo else until.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
     except (ValueError, OverflowError):

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from hap.errors import Busy, DataError, HapError
+from hap.errors import DataError, HapError
 from hap.params import Params
 from hap.registry import ledger as journal
+from hap.registry.beside import drop_beside, load_beside, settled_rows
 from hap.registry.local import fetched
-from hap.registry.switch import Server, answers_as, ask, rehearse, restore, standing
+from hap.registry.switch import Server, answers_as, ask, rehearse
 from hap.registry.turns import promotion_lock
 from hap.registry.versions import label
 from hap.samples.replay import logged_requests
 from hap.serving import repository, trial
 from hap.serving.agreement import ONNXRUNTIME, PYTORCH, TRITON, Agreement, Answer, beside, golden_answers, refused_by_name
-from hap.serving.bundle import GRAPHS, Bundle, Golden, read_bundle
+from hap.serving.bundle import Bundle, Golden, read_bundle
 from hap.serving.parity import asked
 from hap.serving.request import RequestTensors, requested_k
 from hap.workspace import Workspace
@@ -129,21 +130,14 @@ def _with_pytorch(ws: Workspace, bundle: Bundle, golden: Sequence[Golden], logge
 @contextlib.contextmanager
 def _loaded(ws: Workspace, params: Params, bundle: Bundle, version: int, server: Server, now: dt.datetime) -> Iterator[None]:
     """Have a version's members loaded beside what serves, alone among those who change that; everything is as before afterwards."""
-    repo, ledger = ws.triton, journal.open_ledger(ws, params)
+    ledger = journal.open_ledger(ws, params)
     with promotion_lock(ws, ledger, f"parity of {label(version)}", now):
-        rows = ledger.rows()
-        champion = journal.served(rows)
-        if journal.open_move(rows) or repository.pinned(repo) != champion:
-            raise Busy("a promotion was interrupted, or a pin waits for the next start: `hapctl promote` or `hapctl rollback` settles it")
-        repository.render(bundle, version, repo, params.serving.backend, params.serving.tensorrt)
-        repository.check(repo, version)
+        rows = settled_rows(ws, ledger)
         try:
-            repository.pin(repo, champion, standing(repo, *repository.loaded(repo), champion, version))
-            for member in GRAPHS:
-                server.load(member)
+            load_beside(ws, params, bundle, version, server, rows)
             yield
         finally:
-            restore(server, repo, champion, [journal.previous_served(rows)])
+            drop_beside(ws, server, rows)
 
 
 def _last(ws: Workspace, params: Params, version: int) -> str:

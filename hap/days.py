@@ -2,10 +2,12 @@
 
 import datetime as dt
 import math
+import re
 
 from hap.errors import UsageError
 
 UTC = dt.UTC
+_SPANS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_day(text: str) -> dt.date:
@@ -34,6 +36,12 @@ def parse_moment(text: str) -> dt.datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(f"{text!r} is not a time; write it as 2026-01-31T14:30 (UTC) or 2026-01-31T14:30+02:00") from None
+
+
+def parse_span(text: str) -> dt.timedelta | None:
+    """A span such as 30m, 8h or 2d; None where the text is none."""
+    span = re.fullmatch(r"(\d{1,5})([mhd])", text.strip())
+    return dt.timedelta(**{_SPANS[span[2]]: int(span[1])}) if span else None
 
 
 def start_of(day: dt.date) -> dt.datetime:

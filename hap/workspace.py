@@ -233,6 +233,16 @@ def exclusive_in(folder: Path, name: str, doing: str, purpose: str, now: dt.date
         lock.release()
 
 
+def is_held(ws: Workspace, name: str) -> bool:
+    """Whether somebody holds one of the workspace's locks now."""
+    lock = FileLock(ws.state / f"{name}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def holder_file(ws: Workspace, name: str = "workspace") -> Path:
     """Where the holder of a lock is written down."""
     return ws.state / f"{name}.holder.json"

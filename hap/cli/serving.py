@@ -1,4 +1,4 @@
-"""Words about the server: serve, stop, score."""
+"""Words about the server: serve, stop, score, shadow."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hap.cli.options import DryRun, Root, Url, answer, day_of
+from hap.cli.options import DryRun, Json, Root, Url, answer, day_of
 from hap.errors import DataError, UsageError
 from hap.workspace import find_workspace
 
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(stop)
     app.command()(score)
+    app.command()(shadow)
 
 
 def serve(
@@ -146,6 +147,61 @@ def score(
                 answer(
                     None, f"{where}, {value['version']}, {len(items)} candidates, {int(scored.routed.sum())} routed; best: {shown}", False
                 )
+
+
+def shadow(
+    model: Annotated[str, typer.Option(help="The challenger, such as v43.", show_default=False)],
+    share: Annotated[
+        float | None,
+        typer.Option(help="Of the served requests; else, and at most, serving.log_share.", min=0.0, max=1.0, show_default=False),
+    ] = None,
+    lasts: Annotated[
+        str | None, typer.Option("--for", help="30m, 8h or 2d; else until Ctrl-C.", metavar="SPAN", show_default=False)
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="The folder of served requests; else serving.log_to.", show_default=False)] = None,
+    root: Root = None,
+    url: Url = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a challenger for served requests beside the champion, out of the callers' way: score drift, routes, order, time.
+
+    It reads what the log of served requests finishes (serving.log_to), and ends by itself after --for, or by Ctrl-C.
+
+    Example: hapctl shadow --model v43 --share 0.1 --for 30m
+    """
+    import datetime as dt
+
+    from flows.shadow import shadow as follow
+    from hap.days import parse_span
+    from hap.registry.ledger import default_actor
+    from hap.registry.versions import label, parse_version
+    from hap.serving.remote import require_address, server_of, with_url
+    from hap.serving.runtime import print_line
+    from hap.serving.server import until_signalled
+
+    version, ws = parse_version(model), find_workspace(root)
+    params = with_url(ws.params(), url)
+    settings, span = params.serving, parse_span(lasts) if lasts else None
+    if lasts and span is None:
+        raise UsageError(f"--for {lasts!r} is no span; write 30m, 8h or 2d")
+    if log is None and settings.log_to is None:
+        raise UsageError("no served requests are written down: set serving.log_to in params.yaml, or name the folder of callers by --log")
+    if log is None and share is not None and share > settings.log_share:
+        raise UsageError(f"--share {share:g} is more than serving.log_share {settings.log_share:g} writes down; raise that, or lower this")
+    wanted = settings.log_share if share is None else share
+    folder = (log or ws.root / str(settings.log_to)).resolve()
+    if dry_run:
+        typer.echo(f"would ask {label(version)} for {wanted:g} of the requests that are finished below {folder}, {lasts or 'until Ctrl-C'}")
+        return
+    require_address(ws, settings)
+    with server_of(ws, settings) as server, until_signalled() as ended:
+        assert server is not None  # its address is known
+        found = follow(
+            ws, params, version, server=server, share=wanted, log=folder, seconds=span.total_seconds() if span else None, ended=ended,
+            actor=default_actor(), now=dt.datetime.now(dt.UTC), say=print_line,
+        )  # fmt: skip
+    answer(found.as_json(), str(found), as_json)
 
 
 def _lines(file: Path):  # type: ignore[no-untyped-def]

@@ -5,7 +5,7 @@ A move of the champion writes two rows: `intended` before anything is touched, t
     pinned   checked and pinned for the next start of the server; `served` follows once it answers there
     undone   it did not work out, or was interrupted; the version that served before serves again
     failed   it did not work out, and bringing the former version back did not either
-Freezes are single rows in the state `noted`. Alerts have their states in hap/registry/incidents.py.
+Freezes, and what a shadow came to, are single rows in the state `noted`. Alerts have their states in hap/registry/incidents.py.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from hap.params import Params
 from hap.registry.ledger_db import BUSY, TABLE, alone, begin_writing, connected, has_table, parse_url
 from hap.workspace import Workspace
 
-Action = Literal["promote", "rollback", "freeze", "unfreeze", "alert", "ack", "snooze"]
+Action = Literal["promote", "rollback", "freeze", "unfreeze", "shadow", "alert", "ack", "snooze"]
 State = Literal[
     "intended", "served", "undone", "pinned", "failed", "noted", "opened", "grew", "closed", "told", "untold", "settled"
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from hap.registry.turns import is_here, open_elsewhere, whereabouts
 from hap.registry.versions import label
 from hap.serving import repository, staging
 from hap.serving.bundle import Bundle
-from hap.workspace import Workspace
+from hap.workspace import Workspace, is_held
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ def repaired(desk: Desk, fetch: bool) -> list[str]:
         return [_settle(desk, left, what)]
     if waiting is not None and answers_as(desk.live, waiting.to_version):
         return [_settle(desk, waiting, f"{label(waiting.to_version or 0)}, pinned by {waiting.actor}, was started")]
-    if staging.REHEARSAL in staging.staged(repo):  # of a `hapctl parity` that was killed
-        end_stage(desk.live, repo, staging.REHEARSAL)
+    for purpose in staging.staged(repo):  # of a `hapctl parity` or `hapctl shadow` that was killed
+        if purpose == staging.REHEARSAL or not is_held(desk.ws, purpose):
+            end_stage(desk.live, repo, purpose)
     truth = journal.served(rows)
     wanted = waiting.to_version if waiting is not None else truth
     follows = waiting is not None or desk.live is None or answers_as(desk.live, truth)

@@ -146,8 +146,9 @@ def restore(server: Server | None, repo: Path, version: int | None, beside: Iter
 
 
 def standing(repo: Path, *versions: int | None) -> list[int]:
-    """Those of the versions that are rendered, ascending."""
-    return sorted({version for version in versions if version is not None} & set(repository.rendered(repo)))
+    """Those of the versions that are rendered, and those that are staged beside them, ascending: whoever asks these is not disturbed."""
+    wanted = {version for version in versions if version is not None} | set(staging.staged(repo).values())
+    return sorted(wanted & set(repository.rendered(repo)))
 
 
 def answers_as(server: Server | None, version: int | None) -> bool:

@@ -229,6 +229,15 @@ class HapClient(_Client):
         index = _finished(self._call(Deadline(self.deadline_s), "the repository", "get_model_repository_index"))
         return {entry.name for entry in index.models}
 
+    def spent(self, model: str) -> dict[int, tuple[int, int]]:
+        """By version of a model: how many requests the server has answered since it was loaded, and the nanoseconds that they took there.
+
+        Raises:
+            ServingError: no server answers, or it does not know the model.
+        """
+        answer = _finished(self._call(Deadline(self.deadline_s), model, "get_inference_statistics", model_name=model))
+        return {int(one.version): (one.inference_stats.success.count, one.inference_stats.success.ns) for one in answer.model_stats}
+
     def schema(self) -> ServedSchema:
         """What the served version says about itself, asked anew.
 

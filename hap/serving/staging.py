@@ -12,7 +12,8 @@ from hap.serving import repository
 from hap.serving.repository import CONFIG, ENSEMBLES
 
 REHEARSAL = "rehearsal"  # of a promotion, and of `hapctl parity`
-PURPOSES = (REHEARSAL,)
+SHADOW = "shadow"  # of `hapctl shadow`, which holds the workspace's lock of that name
+PURPOSES = (REHEARSAL, SHADOW)
 
 
 def names(purpose: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ WORDS = {
     *("init", "simulate", "import", "collect", "show"),
     *("demo", "describe", "train", "evaluate", "export", "gate", "retrain", "backfill", "schedule"),
     *("models", "parity", "promote", "rollback", "freeze", "unfreeze", "ledger", "restore", "gc"),
-    *("serve", "stop", "score"),
+    *("serve", "stop", "score", "shadow"),
     *("drift", "watch", "status", "doctor", "alerts", "ack", "snooze"),
 }
 
@@ -65,6 +65,7 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         "doctor",
         "drift",
         "score",
+        "shadow",
         "evaluate",
         "gate run",
         "describe",
@@ -74,7 +75,7 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
     ):
         assert "--json" in options[name], name
     for name in ("init", "demo", "simulate", "import recflow", "collect", "train", "export", "gate run", "retrain", "backfill", "promote",
-                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze", "drift",
+                 "rollback", "freeze", "unfreeze", "gc", "restore", "serve", "stop", "schedule", "ack", "snooze", "drift", "shadow",
                  "watch"):  # fmt: skip
         assert "--dry-run" in options[name], name
     for name in set(options) - {"init", "demo"}:
@@ -106,6 +107,8 @@ def test_reading_words_have_json_and_changing_ones_a_dry_run() -> None:
         (["drift", "--from", "2026-01-03"], 2, "write --day D, or --from D1 --to D2"),
         (["drift", "--day", "2026-01-03", "--to", "2026-01-04"], 2, "write --day D, or --from D1 --to D2"),
         (["score", "--from-day", "2026-01-03"], 1, "hapctl serve"),
+        (["shadow", "--model", "v2"], 2, "serving.log_to"),
+        (["shadow", "--model", "v2", "--log", "/nonexistent"], 1, "hapctl serve"),
         (["ack", "input:cand_price"], 1, "no incident 'input:cand_price' is open; none is"),
         (["snooze", "input:cand_price", "--until", "8h"], 1, "no incident 'input:cand_price' is open"),
         (["snooze", "input:cand_price", "--until", "tomorrow"], 2, "30m, 8h or 2d"),
