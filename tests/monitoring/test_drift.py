@@ -113,7 +113,7 @@ def test_a_quiet_day_raises_no_alarm_and_measures_every_column(quiet):
 def test_columns_of_clicks_wait_for_labels_and_leave_their_causes_open(quiet, tmp_path):
     result = report_drift(workspace(tmp_path, click=False), PARAMS, DAYS[:3], DAYS[3], OF_CLICKS)
     assert result.drifted == () and result.look.findings == ()
-    assert result.look.unjudged == {"labels:click_rate", "catalogue:GN", "cascade:candidates"}
+    assert result.look.unjudged == {"labels:click_rate", "catalogue:GN"}
     assert result.columns["click_rate"].note == "waits for the day's labels"
     assert {name: one for name, one in result.columns.items() if name.startswith("cand_")} == {
         name: one for name, one in quiet.columns.items() if name.startswith("cand_")
