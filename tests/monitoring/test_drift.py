@@ -305,18 +305,18 @@ def own_hours(days_users, requests, seed):
     return pd.DataFrame({"user_id": user, "hour": hour, "click_rate": rate})
 
 
-def test_few_busy_users_with_habits_of_their_own_are_no_drift_of_a_context_column(tmp_path):
+def test_few_busy_users_with_habits_of_their_own_are_no_drift_of_a_context_column():
     """A thousand requests a side, of twenty-five users each: no more than twenty-five hours were drawn."""
     before, after = own_hours(range(25), 1000, 1), own_hours(range(500, 525), 1000, 2)
-    assert compare(tmp_path, before, after).drifted == ()
+    assert compare(before, after).drifted == ()
     as_if_independent = [frame.drop(columns="user_id") for frame in (before, after)]
-    assert {"hour", "click_rate"} <= set(compare(tmp_path, *as_if_independent).drifted)
+    assert {"hour", "click_rate"} <= set(compare(*as_if_independent).drifted)
 
 
-def test_a_shift_of_context_and_figures_over_many_users_still_alarms(tmp_path):
+def test_a_shift_of_context_and_figures_over_many_users_still_alarms():
     before, after = own_hours(range(400), 1000, 1), own_hours(range(400), 1000, 2)
     after["hour"], after["click_rate"] = np.minimum(after["hour"], 16), after["click_rate"] * 0.5
-    assert set(compare(tmp_path, before, after).drifted) == {"hour", "click_rate"}
+    assert set(compare(before, after).drifted) == {"hour", "click_rate"}
 
 
 def test_measured_noise_is_one_over_n_of_independent_rows_and_that_of_clusters_where_all_share_a_value():
