@@ -54,7 +54,7 @@ def tried(folder: Path, requests: Sequence[Golden], step_s: float = STEP_S) -> l
         words = [sys.executable, "-P", "-m", __name__, str(folder), str(Path(scratch) / GOLDEN), str(answers)]
         with (
             tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=die_with_parent) as process,
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         ):
             last = _follow(process, step_s)
             if process.wait():
@@ -127,4 +127,5 @@ def main(folder: Path, requests: Path, answers: Path) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent()  # a killed promotion leaves nothing that goes on trying
     sys.exit(main(*map(Path, sys.argv[1:])))
