@@ -110,8 +110,7 @@ def _row(pages: Path, day: str) -> dict[str, Any]:
         "day": day,
         "page": page.name if page.is_file() else None,
         "open": False,
-        "pages": 0,
-        "tickets": 0,
+        "count": "",
         "cause": "",
         "said": "",
     }
@@ -121,10 +120,10 @@ def _row(pages: Path, day: str) -> dict[str, Any]:
     except (OSError, DataError):
         return {**row, "state": "unjudged", "word": "cannot be read", "cause": f"hapctl drift --day {day} writes it again"}
     wrong = report.wrong
-    pages_ = sum(one.severity == "page" for one in wrong)
+    counts = {severity: sum(one.severity == severity for one in wrong) for severity in ("page", "ticket")}
     worst = {"cause": wrong[0].cause, "said": wrong[0].said} if wrong else {}
     found = {"state": report.state, "word": WORDS[report.state], "open": report.labels == "open", **worst}
-    return {**row, **found, "pages": pages_, "tickets": len(wrong) - pages_}
+    return {**row, **found, "count": ", ".join(f"{number} {severity}{'s' * (number > 1)}" for severity, number in counts.items() if number)}
 
 
 @functools.lru_cache(maxsize=1024)

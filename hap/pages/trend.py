@@ -38,11 +38,9 @@ def is_wrong(figure: Figure) -> bool:
 
 def plain(value: float) -> str:
     """A number in three digits, and no more letters than they need."""
-    return (
-        f"{value:.3g}"
-        if 1e-3 <= abs(value) < 1e4 or value == 0
-        else f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    )
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def trend(figures: Sequence[Figure | None], first: dt.date, moves: Sequence[Move]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+import pandas as pd
 import pytest
 import uvicorn
 
@@ -16,6 +18,7 @@ from hap.monitoring.findings import Finding
 from hap.monitoring.report import Seen, page_file, report_file, write_report
 from hap.pages.drift import render
 from hap.pages.site import HOST, application, listing
+from tests.monitoring.test_drift import compare
 from tests.pages.browser import chromium, needs_chromium, tab
 from tests.pages.days import EVIL, broken_month, day, page, report
 from tests.pages.test_version import words
@@ -129,8 +132,8 @@ def test_a_name_that_points_here_from_elsewhere_is_not_answered(port: int) -> No
 def test_the_index_lists_days_newest_first_with_state_and_counts(pages: Path) -> None:
     html = listing(pages, pages.parent)
     rows = [words(row).strip() for row in html.split("<h2>Days</h2>")[1].split("</table>")[0].split("<tr>")[2:]]
-    assert len(rows) == 31 and rows[0] == "2026-03-31 broken, labels open 1 1 input:cand_price"
-    assert rows[1].startswith("2026-03-30 broken 1 input:cand_price") and rows[2].startswith("2026-03-29 needs a look 1 input:cand_price")
+    assert len(rows) == 31 and rows[0] == "2026-03-31 broken, labels open 1 page, 1 ticket input:cand_price"
+    assert rows[1] == "2026-03-30 broken 1 page input:cand_price" and rows[2] == "2026-03-29 needs a look 1 ticket input:cand_price"
     assert rows[3].startswith("2026-03-28 quiet")
     assert [row.split(" hapctl")[0] for row in rows[-2:]] == ["2026-02-19 cannot be read", "2026-02-18 cannot be read"]
     assert 'href="drift-2026-03-31.html"' in html and 'href="drift-2026-03-30.html"' not in html, "a day without its page has no link"
@@ -166,3 +169,16 @@ def test_a_browser_walks_from_the_index_to_a_day_and_back_to_nothing_else(port: 
         assert codes == [200] * 3  # the report as data, and the version twice
         assert [one for one in shown.asked if not one.startswith(f"http://{HOST}:{port}/")] == []
         assert [one for one in shown.said if "favicon" not in one] == []
+
+
+@pytest.mark.long
+@needs_chromium
+def test_evidentlys_report_works_in_its_own_origin_and_asks_for_nothing(port: int, pages: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    left, right = (pd.DataFrame({"activity": rng.normal(mean, 1, 500)}) for mean in (0, 2))
+    name = "drift-2026-03-29-columns.html"
+    durable.write_bytes(pages / name, compare(left, right).html)
+    with chromium(tmp_path / "profile") as browser, tab(browser, 390) as shown:
+        shown.open(f"http://{HOST}:{port}/{name}")
+        shown.wait_for("document.body.innerText.includes('Drifted Columns') && document.body.innerText.includes('activity')")
+        assert shown.ask("self.origin") == "null" and shown.asked == [f"http://{HOST}:{port}/{name}"] and shown.said == []
