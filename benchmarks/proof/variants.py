@@ -22,6 +22,8 @@ VARIANTS: dict[str, Override] = {
     **{loss + PUBLISHED: {"loss.name": loss, "light.interests": 0} for loss in LOSSES},
     "ghcl+bce-wide": {"loss.name": OURS, "light.interests": 0, "light.size": 256},  # its shape with an expressive model's cost
     "ghcl+bce-medium": {"loss.name": OURS, "expressive.size": 32},
+    "ghcl+bce-interests1": {"loss.name": OURS, "light.interests": 1},
+    "ghcl+bce-interests8": {"loss.name": OURS, "light.interests": 8},
     "ghcl+bce-t0.5": {"loss.name": OURS, "loss.temperature": 0.5},
     "ghcl+bce-t2": {"loss.name": OURS, "loss.temperature": 2.0},
     "ghcl+bce-en2": {"loss.name": OURS, "loss.kind_weights": {"EN": 2.0, "RN": 1.0, "PRN": 1.0, "GN": 1.0}},
