@@ -8,9 +8,11 @@ import orjson
 import pytest
 import yaml
 
+import flows.drift
 import flows.looks.logs
 from flows import steps
 from flows.alerts import parse_until
+from flows.looks.watchers import WATCHERS
 from hap.errors import UsageError
 from hap.registry.incidents import promotions_held
 from hap.registry.ledger import Entry, open_ledger
@@ -24,13 +26,17 @@ NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
 
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """Three collected days that a champion was trained on, a fourth with trebled prices, and a fifth as before."""
+    """Three collected days that a champion was trained on, a fourth with trebled prices, and a fifth as before.
+
+    They are samples alone, without logs and a registered champion, so the inputs are what is watched.
+    """
     text = yaml.safe_dump({"features": FEATURES, "alerts": {"page": ["HAP_ALERTS_PAGE"], "ticket": ["HAP_ALERTS_PAGE"], "attempts": 1}})
     ws = init_workspace(tmp_path / "ws", text)
     for day in DAYS[:3]:
         write_samples(ws, day)
     write_samples(ws, DAYS[3], price=3.0)
     write_samples(ws, DAYS[3] + dt.timedelta(days=1))
+    monkeypatch.setattr(flows.drift, "WATCHERS", tuple(watch for watch in WATCHERS if watch.name == "inputs"))
     monkeypatch.setattr(flows.looks.logs, "bundle_of", lambda *_: SimpleNamespace(info={"window": [*map(str, DAYS[:3])]}))
     return ws
 
