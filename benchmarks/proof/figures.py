@@ -57,7 +57,7 @@ def _differences(world: Found) -> "Figure | None":
     models = {model: rivals for model, rivals in world["differences"].items() if rivals}
     if not models:
         return None
-    figure = _new(11, 4)
+    figure = _new(11, 4.4)
     for axes, (model, rivals) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items(), strict=True):
         for place, (rival, by_kind) in enumerate(rivals.items()):
             rows = [row + 0.15 * (place - (len(rivals) - 1) / 2) for row in range(len(NEGATIVES))]
@@ -66,7 +66,9 @@ def _differences(world: Found) -> "Figure | None":
         axes.set(yticks=range(len(NEGATIVES)), xlabel="difference of GAUC, 95% interval", title=f"{model}: {OURS}")
         axes.set_yticklabels(NEGATIVES)
         axes.invert_yaxis()
-        axes.legend(fontsize="small")
+        axes.xaxis.get_major_locator().set_params(nbins=5)
+    longest = max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    figure.legend(*longest.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS), frameon=False)
     return figure
 
 
@@ -81,12 +83,12 @@ def _dots(axes: Any, rows: list[float], estimates: list[Found], label: str, colo
 
 def _sizes(world: Found) -> "Figure | None":
     """GAUC by kind against cost: figure 3 of the paper."""
-    beside = {"wide light": (WIDE, "x"), "with interests": (INTERESTS, "*")}
+    beside = {"wide light": (WIDE, "x"), "light with interests": (INTERESTS, "*")}
     shown = {**SIZES, **{name: key for name, (key, _) in beside.items()}}
     present = {name: key for name, key in shown.items() if key[1] in world["gauc"].get(key[0], {})}
     if len(present) < 2 or "light" not in present:
         return None
-    figure = _new(11, 4)
+    figure = _new(11, 4.6)
     absolute, gained = figure.subplots(1, 2)
     mega = {name: world["sizes"][model][variant]["flops_of_1000"] / 1e6 for name, (model, variant) in present.items()}
     line = [name for name in SIZES if name in present]
@@ -101,9 +103,12 @@ def _sizes(world: Found) -> "Figure | None":
             gained.plot(mega[name], value[name]["value"] - base[kind]["value"], marker=beside[name][1], color=curve.get_color())
     for axes, label in ((absolute, "GAUC"), (gained, "GAUC above the published light model")):
         axes.set(xscale="log", xlabel="million operations for 1,000 candidates (log scale)", ylabel=label)
-        axes.set_xticks(list(mega.values()), [f"{name}\n{value:.0f}" for name, value in mega.items()])
+        axes.set_xticks([mega[name] for name in line], [f"{name}\n{mega[name]:.0f}" for name in line])
         axes.minorticks_off()
-        axes.legend(fontsize="small")
+    for name in (name for name in beside if name in present):
+        absolute.plot([], [], marker=beside[name][1], linestyle="", color="black", label=f"{name}, {mega[name]:.0f}")
+    handles, labels = absolute.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -111,7 +116,7 @@ def _routing(world: Found) -> "Figure":
     """Recall against the routed share, and against cost."""
     routing = world["routing"]
     at = f"at_{SHOWN_AT}"
-    figure = _new(11, 4.4)
+    figure = _new(11, 5)
     by_share, by_cost = figure.subplots(1, 2)
     for name, points in routing["curves"].items():
         label, colour = CURVES[name]
@@ -129,16 +134,20 @@ def _routing(world: Found) -> "Figure":
     by_share.axhline(routing["curves"]["light"][0][at]["recall"]["value"], color="black", linestyle=":", linewidth=1, label="light alone")
     by_share.axvline(100 * ROUTED, color="lightgray", zorder=0)
     by_share.set(xlabel="routed share of the candidates, %", ylabel=f"Recall@{SHOWN_AT}")
-    by_share.legend(fontsize="small")
+    figure.legend(*by_share.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     by_cost.axhline(1, color="black", linestyle="--", linewidth=1)
     by_cost.axvline(1, color="black", linestyle="--", linewidth=1)
     by_cost.set(xlabel="operations, expressive on all = 1", ylabel=f"Recall@{SHOWN_AT}, expressive on all = 1")
+    near = [one[at]["relative"]["value"] for name, points in routing["curves"].items() if name not in ("random", "oracle") for one in points]
+    least, most = min(near), max(1.0, *near)
+    margin = 0.08 * (most - least)
+    by_cost.set_ylim(least - margin, most + margin)  # where models differ; chance runs out of the picture
     return figure
 
 
 def _training(model: str, variants: Found) -> "Figure":
     """Held-out GAUC by epoch, mean of the seeds with the least and greatest of them."""
-    figure = _new(12, 3.4)
+    figure = _new(12, 3.8)
     shown = {name: one["heldout_gauc"] for name, one in variants.items() if name in COLOURS}
     for axes, kind in zip(figure.subplots(1, len(NEGATIVES)), NEGATIVES, strict=True):
         for name, curves in shown.items():
@@ -150,5 +159,6 @@ def _training(model: str, variants: Found) -> "Figure":
         axes.set(title=f"{model}: {kind}", xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylabel("held-out GAUC")
-    figure.axes[-1].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure

@@ -81,11 +81,11 @@ class World:
 
     @property
     def training(self) -> list[Path]:
-        return [Path(path) for path in self.facts["training_files"]]
+        return [self.folder / path for path in self.facts["training_files"]]
 
     def pools(self, part: str) -> list[Pool]:
         """The judging days' requests, `sampled` or `complete` (all candidates), in the order of `rows`."""
-        files = [Path(path) for path in self.facts["judging_files"]] if part == "sampled" else [self.folder / "complete.parquet"]
+        files = [self.folder / path for path in self.facts["judging_files"]] if part == "sampled" else [self.folder / "complete.parquet"]
         return [pool for heldout in (True, False) for pool in Feed(files, self.params, heldout=heldout).pools()]
 
     def rows(self, part: str) -> Rows:
@@ -115,7 +115,9 @@ def make_world(folder: Path, asked: Simulated | Logged) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     made = _simulate(folder, asked) if isinstance(asked, Simulated) else _read_logs(folder, asked)
     params, training, judging, facts = made
-    world = World(folder, {**facts, "training_files": list(map(str, training)), "judging_files": list(map(str, judging))}, params)
+    paths = {"training_files": training, "judging_files": judging}  # kept as seen from the folder, which may be moved
+    facts |= {name: [str(path.relative_to(folder.resolve())) for path in files] for name, files in paths.items()}
+    world = World(folder, facts, params)
     rows = {f"{part}_{name}": array for part in ("sampled", "complete") for name, array in asdict(_rows(world, part)).items()}
     with open(folder / "rows.npz", "wb") as handle:
         np.savez(handle, **rows)
