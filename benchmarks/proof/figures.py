@@ -138,7 +138,8 @@ def _routing(world: Found) -> "Figure":
     by_cost.axhline(1, color="black", linestyle="--", linewidth=1)
     by_cost.axvline(1, color="black", linestyle="--", linewidth=1)
     by_cost.set(xlabel="operations, expressive on all = 1", ylabel=f"Recall@{SHOWN_AT}, expressive on all = 1")
-    near = [one[at]["relative"]["value"] for name, points in routing["curves"].items() if name not in ("random", "oracle") for one in points]
+    shown = {name: points for name, points in routing["curves"].items() if name not in ("random", "oracle")}
+    near = [one[at]["relative"]["value"] for name, points in shown.items() for one in points]
     least, most = min(near), max(1.0, *near)
     margin = 0.08 * (most - least)
     by_cost.set_ylim(least - margin, most + margin)  # where models differ; chance runs out of the picture
