@@ -18,8 +18,8 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 
 from flows.backfill import backfill
+from flows.due import unfinished_days
 from flows.prefect_server import prefect_api
-from flows.steps import unfinished_days
 from flows.watching import drift
 from hap.workspace import Workspace
 

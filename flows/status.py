@@ -27,7 +27,7 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
         url: stands in for serving.url.
     """
     from flows.alerts import undelivered
-    from flows.steps import unfinished_days
+    from flows.due import unfinished_days
     from hap.registry.incidents import incidents
     from hap.registry.versions import read_verdict
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from flows.drift import look_at_day
 from flows.page import page_path
 from flows.stages import dvc, repro
 from flows.talk import current
 from hap import durable
-from hap.days import is_ripe, judging_days, training_window
+from hap.days import judging_days, training_window
 from hap.errors import DataError, NotFound, Refused
 from hap.evaluation.verdict import Verdict
 from hap.logs import contract
@@ -140,8 +139,6 @@ def watch_drift(ws: Workspace, day: dt.date, now: dt.datetime) -> list[str]:
 
     Where nothing serves yet, or the champion was trained on this day, there is nothing to compare with.
     """
-    from flows.drift import look_at_day
-
     try:
         return look_at_day(ws, day, now, locked=True).told.lines()
     except (NotFound, DataError) as error:
@@ -174,15 +171,6 @@ def promote(ws: Workspace, params: Params, version: int) -> str:
             ws, params, version, server=server, actor="schedule", now=dt.datetime.now(dt.UTC), reason="promotion.auto"
         )
     return str(moved)
-
-
-def unfinished_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.date]:
-    """Every ripe logged day that has a whole training window and no verdict yet, oldest first."""
-    logged = set(contract.logged_days(ws.logs(params)))
-    judged = {orjson.loads(path.read_bytes())["day"] for path in ws.verdicts.glob("v*.json")}
-    ripe = [day for day in sorted(logged) if is_ripe(day, params.collect.label_delay_hours, now) and day.isoformat() not in judged]
-    known = logged | set(partitions.collected_days(ws))
-    return [day for day in ripe if set(training_window(day, params.train.days, params.gate.days)) <= known]
 
 
 def _named(ws: Workspace, days: Sequence[dt.date]) -> list[dict[str, Any]]:

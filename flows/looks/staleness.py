@@ -3,8 +3,8 @@
 import datetime as dt
 
 from flows.bundles import bundle_of
+from flows.due import unfinished_days
 from flows.looks.subject import Subject
-from flows.steps import unfinished_days
 from hap.days import default_as_of
 from hap.errors import HapError
 from hap.monitoring import staleness

@@ -12,6 +12,7 @@ from hap.params import MODELS, NEGATIVES
 from hap.tables import table
 from hap.workspace import Workspace, find_workspace
 
+StandingDay = Annotated[str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)]
 gate = typer.Typer(help="Judge a registered version.", no_args_is_help=True)
 
 
@@ -84,9 +85,7 @@ def train(
     model: Annotated[
         Literal["light", "expressive"] | None, typer.Argument(help="Which of the two; both where none is named.", show_default=False)
     ] = None,
-    day: Annotated[
-        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
-    ] = None,
+    day: StandingDay = None,
     root: Root = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -105,9 +104,7 @@ def train(
 
 
 def evaluate(
-    day: Annotated[
-        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
-    ] = None,
+    day: StandingDay = None,
     root: Root = None,
     json: Json = False,
     dry_run: DryRun = False,
@@ -132,9 +129,7 @@ def evaluate(
 
 
 def export(
-    day: Annotated[
-        str | None, typer.Option("--day", help="The day that judges; else the one run.yaml stands at.", show_default=False)
-    ] = None,
+    day: StandingDay = None,
     root: Root = None,
     json: Json = False,
     dry_run: DryRun = False,
