@@ -37,7 +37,7 @@ def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, see
 
 
 def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, days: Sequence[dt.date]) -> dict[str, Any]:
-    """The challenger's cascade: what it finds as served, by size of the request too, its routing curve, the best share it may afford."""
+    """The challenger's cascade: what it finds as served, by size of the request too, its routing curve, the best share and one that is enough."""
     k, requests = params.gate.recall.at, _requests(pool, params.seed)
     operations = bundle.cost()["operations"]
     costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
@@ -45,6 +45,8 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, d
     on_all = cascade.places(scores["expressive"], requests)
     curve = cascade.curve(requests, scores["light"], scores["expressive"], k, costs)
     best = cascade.best_share(curve, params.gate.max_operations if params.gate.max_operations is not None else np.inf)
+    gate = params.gate
+    enough = cascade.enough_share(requests, scores["light"], scores["expressive"], k, gate.alpha, gate.bootstrap_draws, params.seed)
     weight = cascade.findable(requests, k)
     found, whole = (cascade.hits(place, requests, k).sum() / max(weight.sum(), 1) for place in (served, on_all))
     routed = scores["cascade"] > 0
@@ -63,6 +65,7 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, d
         "by_size": [group._asdict() for group in cascade.recall_by_size(served, requests, k, SIZES)],
         "curve": [dataclasses.asdict(point) for point in curve],
         "best": dataclasses.asdict(best) if best else None,
+        "enough": {"share": enough, "keeps": cascade.ENOUGH} if enough is not None else None,
     }
 
 

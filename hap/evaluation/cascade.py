@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hap.evaluation.interval import resample
 from hap.params import SHARE_SLACK
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+ENOUGH = 0.995  # of expressive-on-all's Recall@K: what a routed share must keep to be called enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +196,25 @@ def best_share(points: Sequence[Point], budget: float) -> Point | None:
     """
     within = [point for point in points if point.cost is not None and point.cost <= budget]
     return max(within, key=lambda point: (point.recall, -point.share), default=None)
+
+
+def enough_share(
+    requests: Requests, light_N: F64, expressive_N: F64, k: int, alpha: float, draws: int, seed: int, shares: Sequence[float] = SHARES
+) -> float | None:
+    """The least share from which on the cascade keeps `ENOUGH` of expressive-on-all's Recall@K by the lower bound; None without clicks.
+
+    Args:
+        alpha: the bound of one share fails with this probability.
+        draws, seed: of the bootstrap over requests.
+    """
+    weight = findable(requests, k)
+    if not weight.sum():
+        return None
+    selected = select(requests, light_N, light_N, expressive_N)
+    found = np.stack([hits(selected.final_places(share), requests, k) for share in shares], axis=1)
+    margin = (found - ENOUGH * hits(places(expressive_N, requests), requests, k)[:, None]) / weight.clip(min=1)[:, None]
+    kept = [one.lower(alpha) >= 0 for one in resample(margin, np.repeat(weight[:, None], len(shares), axis=1), draws, seed)]
+    return next(share for place, share in enumerate(shares) if all(kept[place:]) or share == 1)
 
 
 class SizeGroup(NamedTuple):

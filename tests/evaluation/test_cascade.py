@@ -136,6 +136,17 @@ def test_the_best_share_is_the_one_that_finds_most_within_the_budget():
     assert routing.best_share(points, 0.05) is None
 
 
+def test_a_share_is_enough_when_its_lower_bound_and_those_of_all_larger_ones_keep_the_recall():
+    rng, requests = jagged(11, requests=400)
+    expressive = requests.clicked + rng.normal(size=len(requests.clicked))
+    exact = routing.enough_share(requests, expressive, expressive, 3, 0.05, 200, 1)
+    noisy = routing.enough_share(requests, expressive + rng.normal(size=len(expressive)), expressive, 3, 0.05, 200, 1)
+    blind = routing.enough_share(requests, rng.normal(size=len(expressive)), expressive, 3, 0.05, 200, 1)
+    assert exact == 0.0 < noisy < blind <= 1.0
+    lost = routing.Requests(requests.offsets, np.zeros_like(requests.clicked), requests.chance)
+    assert routing.enough_share(lost, expressive, expressive, 3, 0.05, 200, 1) is None
+
+
 def test_recall_by_size_splits_the_requests_by_their_candidates():
     offsets = np.array([0, 2, 12])
     clicked = np.zeros(12, bool)

@@ -66,7 +66,7 @@ def whole():
     return {
         "k": 20, "days": ["2026-01-04"], "requests": 40, "positives": int(clicked.sum()), "candidates": 250.0, "routed_share": 0.3,
         "recall": 0.6, "relative": 0.95, "hit_rate": 0.7, "ndcg": 0.3, "agreement": 0.8, "curve": points, "by_size": groups,
-        "best": points[6],
+        "best": points[6], "enough": {"share": 0.4, "keeps": 0.995},
     }  # fmt: skip
 
 
