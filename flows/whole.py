@@ -37,7 +37,7 @@ def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, see
 
 
 def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, days: Sequence[dt.date]) -> dict[str, Any]:
-    """The challenger's cascade: what it finds as served, by size of the request too, its routing curve, the best share and one that is enough."""
+    """The challenger's cascade: what it finds as served and by size of the request, its routing curve, shares that are best and enough."""
     k, requests = params.gate.recall.at, _requests(pool, params.seed)
     operations = bundle.cost()["operations"]
     costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
