@@ -152,3 +152,20 @@ def test_the_plan_is_seed_1_of_everything_first_and_every_loss_as_often():
 def test_root_without_a_day_is_a_usage_error(tmp_path, capsys):
     assert ablation.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "--root and --day belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--processes", "0"], ["--requests", "-5"], ["--days", "two"], ["--epochs", "1.5"], ["--variants", "nope"]]
+)
+def test_words_that_make_no_run_are_refused_before_anything_is_made(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        ablation.main([*words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert refusal.value.code == 2 and words[0] in said and words[1] in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_variant_of_the_other_model_alone_is_refused_before_a_world_is_made(tmp_path, capsys):
+    assert ablation.main(["--models", "light", "--variants", HARD, "--out", str(tmp_path / "out")]) == 2
+    assert f"no variant of {HARD} is one of light" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "worlds").exists()
