@@ -48,6 +48,7 @@ def ws(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Work
     return ws
 
 
+@pytest.mark.long  # makes an MLflow database
 def test_everything_of_a_training_is_in_mlflow(ws: Workspace, default_params: Params, tmp_path: Path) -> None:
     version = record.register(ws, default_params, DAY, "a" * 40)
     with mlflow_store.connect(ws, default_params) as client:
