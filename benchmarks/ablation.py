@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, P
 import orjson
 from filelock import FileLock, Timeout
 
+from benchmarks.proof.numbers import at_least_one
 from benchmarks.proof.trials import Place, run_all, say
 from benchmarks.proof.variants import OURS, VARIANTS, Trial, plan, variant_params
 from benchmarks.proof.worlds import Logged, Simulated, load_world, make_world
@@ -60,16 +61,18 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--root", type=Path, help="a workspace whose logs are used in place of the simulator; it is only read")
     parser.add_argument("--day", help="with --root: the last day that judges")
-    parser.add_argument("--judging-days", type=int, help="with --root: days that judge together (gate.days where not said)")
+    parser.add_argument("--judging-days", type=at_least_one, help="with --root: days that judge together (gate.days where not said)")
     parser.add_argument("--worlds", nargs="+", choices=SETTINGS, help="settings of the simulator, the main one first")
-    parser.add_argument("--requests", type=int, help="requests of a simulated day")
-    parser.add_argument("--days", type=int, help="to train on; of the simulator one more judges, with --root train.days where not said")
-    parser.add_argument("--complete", type=int, help="requests kept with all their candidates for the routing curve")
-    parser.add_argument("--epochs", type=int, help="of every training")
+    parser.add_argument("--requests", type=at_least_one, help="requests of a simulated day")
+    parser.add_argument(
+        "--days", type=at_least_one, help="to train on; of the simulator one more judges, with --root train.days where not said"
+    )
+    parser.add_argument("--complete", type=at_least_one, help="requests kept with all their candidates for the routing curve")
+    parser.add_argument("--epochs", type=at_least_one, help="of every training")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the trainings")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these, in every world")
-    parser.add_argument("--processes", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--processes", type=at_least_one, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--estimate", action="store_true", help="train one epoch of each model and say how long the rest takes")
     parser.add_argument("--json", action="store_true", help="results.json on stdout in place of text")
@@ -127,12 +130,14 @@ def run(asked: argparse.Namespace) -> int:
 
 def _run(asked: argparse.Namespace, place: Place) -> int:
     worlds = worlds_of(asked)
+    trials = plan([world.name for world in worlds], asked.seeds, asked.models, asked.variants, more=not asked.quick)
+    if not trials:
+        raise UsageError(f"no variant of {', '.join(asked.variants)} is one of {', '.join(asked.models)}; add a model to --models")
     for world in worlds:
         begun = time.perf_counter()
         make_world(place.world(world.name), world)
         if time.perf_counter() - begun > 1:
             say(f"{world.name}: simulated and collected in {time.perf_counter() - begun:.0f} s")
-    trials = plan([world.name for world in worlds], asked.seeds, asked.models, asked.variants, more=not asked.quick)
     if asked.estimate:
         print(estimate(place, trials, asked.epochs, asked.processes))
         return 0

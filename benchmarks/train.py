@@ -1,8 +1,8 @@
 """How fast hap trains on one CPU thread, next to flat loops and two libraries (docs/results.md, "Training").
 
-    python -m benchmarks.train --rivals-venv /tmp/rivals --json
-    python -m benchmarks.train --rows 20000 --models light --systems hap,naive --rounds 1
-    python -m benchmarks.train --systems hap,naive,flat --device cuda
+    python benchmarks/train.py --rivals-venv /tmp/rivals --json
+    python benchmarks/train.py --rows 20000 --models light --systems hap,naive --rounds 1
+    python benchmarks/train.py --systems hap,naive,flat --device cuda
 
 Simulated days are collected once; benchmarks/train_systems.py trains the same network on the same whole-request batches
 in a fresh process per system, model and table size. Before anything is timed, the first step's loss must agree to 1e-5.
@@ -23,7 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it alone
+
 from benchmarks.collect import environment
+from benchmarks.proof.numbers import at_least_one
 from benchmarks.rivals import fresh_process, make_rivals
 from benchmarks.train_systems import COLUMNS, SYSTEMS, epochs, network, sample_files
 
@@ -227,15 +230,17 @@ def alone(scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 1_000_000], help="rows of every id's table (default 20000 1000000)")
+    parser.add_argument(
+        "--rows", type=at_least_one, nargs="+", default=[20_000, 1_000_000], help="rows of every id's table (default 20000 1000000)"
+    )
     parser.add_argument("--models", nargs="+", default=["light", "expressive"], choices=("light", "expressive"))
     parser.add_argument("--systems", default=DEFAULT, help=f"some of {','.join(SYSTEMS)}, hap first (default all but hap-compiled)")
-    parser.add_argument("--light-size", type=int, help="light.size (default that of params.yaml)")
-    parser.add_argument("--expressive-size", type=int, help="expressive.size (default that of params.yaml)")
-    parser.add_argument("--days", type=int, default=2, help="simulated days (default 2)")
-    parser.add_argument("--requests", type=int, default=3000, help="of each day (default 3000)")
+    parser.add_argument("--light-size", type=at_least_one, help="light.size (default that of params.yaml)")
+    parser.add_argument("--expressive-size", type=at_least_one, help="expressive.size (default that of params.yaml)")
+    parser.add_argument("--days", type=at_least_one, default=2, help="simulated days (default 2)")
+    parser.add_argument("--requests", type=at_least_one, default=3000, help="of each day (default 3000)")
     parser.add_argument("--seed", type=int, default=1, help="of the simulation (default 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes per system (default 3)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="processes per system (default 3)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timed steps in each (default 3)")
     parser.add_argument("--compile", action="store_true", help="also hap with torch.compile")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: samples per second by the clock")
@@ -246,6 +251,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.names = [*args.systems.split(","), *(["hap-compiled"] if args.compile else [])]
+    if args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: no CUDA device is visible")
     if unknown := [name for name in args.names if name not in SYSTEMS]:
         parser.error(f"--systems {unknown[0]!r} is not one of {', '.join(SYSTEMS)}")
     return args

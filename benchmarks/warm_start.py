@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.proof.estimates import Measured, mean_gauc
+from benchmarks.proof.numbers import at_least_one
 from benchmarks.proof.variants import OURS, variant_params
 from hap.days import day_range
 from hap.evaluation.auc import RequestAuc, request_aucs
@@ -152,14 +153,14 @@ def lines(setting: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Make the worlds, retrain through their days and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--requests", type=int, default=3000, help="of a day")
-    parser.add_argument("--window", type=int, default=4, help="days that train")
-    parser.add_argument("--days", type=int, default=4, help="days that judge, after the first")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=["default"], help="of the simulator (default: default)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: both)")
+    parser.add_argument("--requests", type=at_least_one, default=3000, help="of a day (default 3000)")
+    parser.add_argument("--window", type=at_least_one, default=4, help="days that train (default 4)")
+    parser.add_argument("--days", type=at_least_one, default=4, help="days that judge, after the first (default 4)")
+    parser.add_argument("--epochs", type=at_least_one, default=6, help="of every training but the way of one epoch (default 6)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of the trainings (default 1 2 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of text")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     answer: dict[str, Any] = {}

@@ -28,7 +28,8 @@ def register(ws: Workspace, params: Params, day: dt.date, revision: str) -> int:
     durable.write_json(scratch / TRAINING, training_record(ws))
     files = {"bundle": ws.bundle, "run.yaml": ws.run_file, "metrics.json": ws.root / "metrics.json", TRAINING: scratch / TRAINING}
     files |= _pictures(written, scratch, run.params.loss.name)
-    run_id = runs.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws), files, _curves(written))
+    facts = {name: orjson.loads((ws.models / name / "model.json").read_bytes()) for name in MODELS}
+    run_id = runs.log_training(ws, params, f"retrain {day}", resolved, _metrics(ws, facts), files, curves_of(written, facts))
     return versions.register(ws, params, ws.bundle, day=day, workspace_rev=revision, code_rev=code_revision(), run_id=run_id)
 
 
@@ -73,27 +74,38 @@ def code_revision() -> str:
     return found.stdout.strip() or f"hap {__version__}"
 
 
-def _metrics(ws: Workspace) -> dict[str, float]:
-    """Held-out GAUC by model and kind, and the figures of each model."""
+def _metrics(ws: Workspace, facts: dict[str, Any]) -> dict[str, float]:
+    """Held-out GAUC by model and kind, the figures of each model, and what its training took."""
     measured = orjson.loads((ws.root / "metrics.json").read_bytes())
     metrics: dict[str, float] = {}
     for name in MODELS:
-        facts = orjson.loads((ws.models / name / "model.json").read_bytes())
+        spent = orjson.loads((ws.spent / f"{name}.json").read_bytes())
         metrics |= {f"{name}.gauc.{kind}": value for kind, value in measured[name]["gauc"].items() if value is not None}
-        metrics |= {f"{name}.{key}": float(facts[key]) for key in ("best_epoch", "dense_parameters", "parameters")}
+        metrics |= {f"{name}.{key}": float(facts[name][key]) for key in ("best_epoch", "dense_parameters", "parameters", "warm_parameters")}
+        metrics |= {f"{name}.train_{key}": spent[key] for key in ("wall_s", "cpu_s", "peak_mb")}
     return metrics
 
 
-def _curves(written: dict[str, Any]) -> Curves:
-    """Losses, gradient norms by kind and cosines between kinds by training step."""
+def curves_of(written: dict[str, Any], facts: dict[str, Any]) -> Curves:
+    """Losses, gradient norms and pulls by kind and cosines between kinds by training step; held-out GAUC by epoch.
+
+    Args:
+        written: curves.json by model; facts: model.json by model.
+    """
     curves: Curves = {}
     for name, curve in written.items():
+        for epoch, gaucs in enumerate(facts[name]["heldout_gauc_by_epoch"], 1):
+            for kind, gauc in gaucs.items():
+                if gauc is not None:  # no held-out request has such a pair
+                    curves.setdefault(f"{name}.heldout_gauc.{kind}", []).append((epoch, gauc))
         for point in curve["steps"]:
             for term in point.keys() - {"step"}:
                 curves.setdefault(f"{name}.loss.{term}", []).append((point["step"], point[term]))
         for seen in curve["conflict"]:
             for kind, norm in seen["norm"].items():
                 curves.setdefault(f"{name}.gradient_norm.{kind}", []).append((seen["step"], norm))
+            for kind, pull in seen["pull"].items():
+                curves.setdefault(f"{name}.logit_pull.{kind}", []).append((seen["step"], pull))
             for pair, cosine in seen["cosine"].items():
                 curves.setdefault(f"{name}.gradient_cosine.{pair.replace('|', '-')}", []).append((seen["step"], cosine))
     return curves

@@ -29,6 +29,11 @@ def test_the_projects_own_file_is_sound_and_resolving_it_again_changes_nothing(d
         ("route", {"share": None, "k": None}, ["exactly one"]),
         ("light.size", 17, ["light.size", "multiple of 8"]),
         ("expressive.distill", 1.0, ["expressive.distill"]),
+        ("light.train_kinds", [], ["light.train_kinds", "at least one of EN, RN, PRN, GN"]),
+        ("expressive.train_kinds", ["EP"], ["expressive.train_kinds: takes `all`", "['EP']"]),
+        ("expressive.train_kinds", "EN", ["expressive.train_kinds: takes `all`", "'EN'"]),
+        ("loss", {"name": "bce", "bce_weight": 0}, ["loss bce", "light", "loss.bce_weight"]),
+        ("loss", {"name": "ghcl", "kind_weights": {"EN": 0, "RN": 0, "PRN": 0, "GN": 0}}, ["loss ghcl", "every term weighs 0"]),
         ("train.surgery", "pcgrads", ["train.surgery", "pcgrad"]),
         ("loss", {"name": "bce", "weighting": "uncertainty"}, ["loss", "uncertainty", "bce", "ghcl"]),
         ("loss", {"name": "infonce+bce", "weighting": "curriculum"}, ["loss", "curriculum", "infonce+bce"]),
@@ -54,6 +59,15 @@ def test_a_mistake_is_one_line_that_names_key_and_rule(path: str, value: object,
     message = str(refusal.value)
     assert "\n" not in message
     assert all(word in message for word in ["params.yaml", *words]), message
+
+
+def test_a_model_of_kinds_that_all_weigh_nothing_is_refused_by_name() -> None:
+    values = raw()
+    values["loss"] = {"name": "ghcl", "kind_weights": {"EN": 0, "RN": 0}}
+    assert resolve(values, "params.yaml").loss.kind_weights == {"EN": 0, "RN": 0}, "the others weigh 1"
+    values["expressive"]["train_kinds"] = ["EN", "RN"]
+    with pytest.raises(ConfigError, match=r"loss ghcl gives expressive nothing to learn from.* of EN, RN"):
+        resolve(values, "params.yaml")
 
 
 def test_absent_and_broken_files_are_told_apart(tmp_path: Path) -> None:

@@ -73,11 +73,16 @@ def find(place: Place, trial: Trial, key: str | None = None) -> Finished | None:
 
 
 def trial_key(world: World, trial: Trial, epochs: int) -> str:
-    """What the trial depends on: parameters, samples, its teacher. The code is in its facts, and the report says where it differs."""
+    """What the trial depends on: samples, the parameters that a training reads, its teacher.
+
+    Not the rest of params.yaml, which grows with every watcher that hap learns: finished trials stay good. The code is in a
+    trial's facts, and the report says where it differs.
+    """
     params = variant_params(world.params, trial.variant, trial.seed, epochs).model_dump(mode="json")
+    read = {section: params[section] for section in ("seed", "features", "train", "loss", trial.model)}
     taught_by = teacher(trial)
     taught = trial_key(world, taught_by, epochs) if taught_by else None
-    return hashlib.sha256(orjson.dumps([world.facts["manifests"], params, taught], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps([world.facts["manifests"], read, taught], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from hap.models.expressive import ExpressiveModel
 from hap.models.light import LightModel
 from hap.params import Params
 
-ARCHITECTURES = {"light": LightModel, "expressive": ExpressiveModel}
+# Which class stands in which place: another architecture is a file beside these and its name here. What it must have is
+# `columns`, `encode_user` (the user side, once per request), `forward` of a batch and `score_request`, the serving shape.
+ARCHITECTURES: dict[str, type[nn.Module]] = {"light": LightModel, "expressive": ExpressiveModel}
 
 
 def build_model(name: str, params: Params) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hap.params.base import NEGATIVES, Count, Negative, Share, Strict
 
@@ -52,6 +52,15 @@ class Loss(Strict):
         return self
 
 
+def _all_or_some(value: object) -> object:
+    if value != "all" and not (isinstance(value, list | tuple) and value and all(kind in NEGATIVES for kind in value)):
+        raise ValueError(f"takes `all`, or a list with at least one of {', '.join(NEGATIVES)}")
+    return value
+
+
+Kinds = Annotated[Literal["all"] | tuple[Negative, ...], BeforeValidator(_all_or_some)]
+
+
 class Model(Strict):
     """`size` is the one dial: the width of the towers; every other width follows from it.
 
@@ -61,7 +70,7 @@ class Model(Strict):
 
     size: Annotated[int, Field(ge=8, multiple_of=8)]
     embedding_dim: Annotated[int, Field(ge=2)] = 16
-    train_kinds: Literal["all"] | tuple[Negative, ...] = "all"
+    train_kinds: Kinds = "all"
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of negatives that this model is trained on, hardest first."""

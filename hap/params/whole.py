@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from hap.params.base import Strict
+from hap.params.base import MODELS, Strict
 from hap.params.features import Features
 from hap.params.judging import Gate
 from hap.params.release import Export, Keep, Ledger, Mlflow, Promotion, Schedule, Serving, Storage
@@ -49,6 +49,20 @@ class Params(Strict):
         for one in self.gate.slices:
             if one.column not in known:
                 raise ValueError(f"gate.slices: {one.column!r} is none of {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_model_has_something_to_learn(self) -> "Params":
+        loss = self.loss
+        for name in MODELS:
+            kinds = getattr(self, name).kinds()
+            weighed = any(loss.kind_weights.get(kind, 1.0) > 0 for kind in kinds)
+            pairs = loss.name.startswith("infonce") or (loss.name.startswith("ghcl") and weighed)
+            if not pairs and not ("bce" in loss.name and loss.bce_weight > 0):
+                raise ValueError(
+                    f"loss {loss.name} gives {name} nothing to learn from: every term weighs 0; "
+                    f"raise loss.bce_weight or the loss.kind_weights of {', '.join(kinds)}, or take another loss.name"
+                )
         return self
 
     @model_validator(mode="after")

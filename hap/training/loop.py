@@ -252,7 +252,7 @@ class _Run:
             self.surgery.load_state_dict(state["surgery"])
 
     def _take(self, batch: Batch, trained: Trained) -> None:
-        """One step: forward, backward, gradients shared, weights moved. Nothing here waits for the device."""
+        """One step: forward, backward, gradients shared, weights moved. Of the losses nothing is looked at here: see `_log`."""
         settings = self.params.train
         with _autocast(settings.precision, self.device):
             # A process whose share of a batch is empty still takes part in every exchange.
@@ -316,7 +316,8 @@ class _Run:
 
 
 def be_deterministic() -> None:
-    """The same bits from every run on one machine."""
+    """The same bits from every run on one machine; call it before the first product on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS has no deterministic products, and torch refuses them
     torch.use_deterministic_algorithms(True)
     # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
     # price of hundreds of passes a step.

@@ -8,7 +8,7 @@ from benchmarks import ablation
 from benchmarks.proof import trials
 from benchmarks.proof.trials import Place, find, run_all, run_trial, trial_key
 from benchmarks.proof.variants import DISTILLED, HARD, LOSSES, OURS, VARIANTS, Trial, plan, variant_params
-from benchmarks.proof.worlds import Simulated, load_world, make_world
+from benchmarks.proof.worlds import Simulated, World, load_world, make_world
 from hap.errors import ConfigError, UsageError
 from hap.params import KINDS
 
@@ -71,6 +71,26 @@ def test_a_trial_of_other_epochs_or_parameters_is_refused_by_name(place):
     assert find(place, trial, trial_key(world, trial, 1)) is not None
     with pytest.raises(UsageError, match=r"seed-1 was made with other parameters"):
         find(place, trial, trial_key(world, trial, 2))
+
+
+def test_a_trial_is_void_by_what_its_training_reads_and_by_nothing_else(default_params, tmp_path):
+    def key(trial, manifests=("a",), **sections):
+        changed = {name: getattr(default_params, name).model_copy(update=update) for name, update in sections.items()}
+        return trial_key(World(tmp_path, {"manifests": list(manifests)}, default_params.model_copy(update=changed)), trial, 6)
+
+    light, taught = (Trial("default", "light", variant, 1) for variant in (OURS, DISTILLED))
+    usual = key(light)
+    assert usual == key(light, drift={"page_from": 9.0}, schedule={"timezone": "Asia/Tokyo"}, gate={"margin": 0.3})
+    assert usual == key(light, expressive={"size": 32}), "another model's size"
+    assert key(taught) != key(taught, expressive={"size": 32}), "its teacher's size"
+    others = [
+        key(light, light={"size": 32}),
+        key(light, train={"learning_rate": 0.1}),
+        key(light, loss={"temperature": 2.0}),
+        key(light, ("b",)),
+    ]
+    others += [key(Trial("default", "light", OURS, 2)), key(Trial("default", "light", "bce", 1))]
+    assert len({usual, *others}) == 7
 
 
 def test_a_light_model_learns_from_the_expressive_one_of_its_own_seed(place):
@@ -152,3 +172,20 @@ def test_the_plan_is_seed_1_of_everything_first_and_every_loss_as_often():
 def test_root_without_a_day_is_a_usage_error(tmp_path, capsys):
     assert ablation.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "--root and --day belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--processes", "0"], ["--requests", "-5"], ["--days", "two"], ["--epochs", "1.5"], ["--variants", "nope"]]
+)
+def test_words_that_make_no_run_are_refused_before_anything_is_made(words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        ablation.main([*words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert refusal.value.code == 2 and words[0] in said and words[1] in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_variant_of_the_other_model_alone_is_refused_before_a_world_is_made(tmp_path, capsys):
+    assert ablation.main(["--models", "light", "--variants", HARD, "--out", str(tmp_path / "out")]) == 2
+    assert f"no variant of {HARD} is one of light" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "worlds").exists()

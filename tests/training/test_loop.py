@@ -1,5 +1,6 @@
 """Training learns, repeats bit for bit, and keeps the best epoch."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import torch
 
 from hap.errors import DataError
 from hap.models.build import build_model, load_model, save_model
-from hap.params import Params
+from hap.params import NEGATIVES, Params
+from hap.training import loop
 from hap.training.checkpoint import checkpoint_keys, save_checkpoint
 from hap.training.feed import Feed
-from hap.training.loop import Place, Progress, Trained, pick_device, train, warm_start
+from hap.training.loop import Place, Progress, Trained, be_deterministic, pick_device, train, warm_start
 
 
 def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
@@ -40,6 +42,84 @@ def test_the_best_epoch_is_kept(small_params: Params, sample_files: list[Path]) 
     trained, _ = run("light", params, sample_files)
     means = [sum(epoch.values()) for epoch in trained.gaucs]
     assert trained.best_epoch == means.index(max(means)) + 1
+
+
+def test_the_weights_that_come_out_are_those_of_the_best_epoch_and_patience_ends_it(
+    small_params: Params, sample_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    monkeypatch.setattr(loop, "heldout_gauc", lambda *_: dict.fromkeys(NEGATIVES, next(measured)))
+    by_epoch: list[dict[str, torch.Tensor]] = []
+    closes = loop._Run.close_epoch
+
+    def copies(of: loop._Run, *words: Any) -> bool:
+        by_epoch.append({key: value.clone() for key, value in of.model.state_dict().items()})
+        return closes(of, *words)
+
+    monkeypatch.setattr(loop._Run, "close_epoch", copies)
+    settings = small_params.train.model_copy(update={"epochs": 9, "patience": 2})
+    trained, seen = run("light", small_params.model_copy(update={"train": settings}), sample_files)
+    assert (trained.best_epoch, len(seen)) == (2, 4), "an equal GAUC later is not better"
+    for key, value in trained.model.state_dict().items():
+        assert torch.equal(value, by_epoch[1][key]), key
+    assert not torch.equal(by_epoch[1]["head.weight"], by_epoch[3]["head.weight"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(small_params: Params, sample_files: list[Path]) -> None:
+    settings = small_params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "batch_requests": 16, "log_steps": 2})
+    with pytest.raises(DataError, match=r"light: the loss is not finite in epoch 1 .*; lower train\.learning_rate") as refusal:
+        run("light", small_params.model_copy(update={"train": settings}), sample_files)
+    assert "\n" not in str(refusal.value)
+
+
+def test_steps_between_two_points_of_the_curves_look_at_no_loss(
+    small_params: Params, sample_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a look waits for the device; so figures are added up there and looked at every `log_steps`."""
+    looks: list[int] = []
+    logs, takes = loop._Run._log, loop._Run._take
+
+    def taken(of: loop._Run, *words: Any) -> None:
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__float__", "__bool__"):
+                patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a step looked at a value"))
+            takes(of, *words)
+
+    def logged(of: loop._Run, *words: Any) -> None:
+        looks.append(of.done)
+        logs(of, *words)
+
+    monkeypatch.setattr(loop._Run, "_take", taken)
+    monkeypatch.setattr(loop._Run, "_log", logged)
+    settings = small_params.train.model_copy(update={"epochs": 1, "batch_requests": 16, "log_steps": 3, "conflict_steps": 0})
+    trained, _ = run("light", small_params.model_copy(update={"train": settings}), sample_files)
+    assert looks == [point["step"] for point in trained.curves] == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["light", "expressive"])
+def test_half_precision_learns_about_the_same_and_leaves_weights_and_looks_whole(
+    name: str, small_params: Params, sample_files: list[Path]
+) -> None:
+    def losses(precision: str) -> tuple[Trained, float]:
+        settings = small_params.train.model_copy(update={"precision": precision, "batch_requests": 16, "conflict_steps": 2})
+        trained, seen = run(name, small_params.model_copy(update={"train": settings}), sample_files)
+        return trained, sum(seen[-1].loss.values())
+
+    (whole, expected), (half, found) = losses("fp32"), losses("bf16")
+    assert found == pytest.approx(expected, rel=0.02) and found != expected
+    assert {value.dtype for value in half.model.state_dict().values()} == {value.dtype for value in whole.model.state_dict().values()}
+    assert len(half.conflicts) == len(whole.conflicts) > 2
+    assert half.conflicts[0]["norm"] == pytest.approx(whole.conflicts[0]["norm"], rel=0.05)
+
+
+def test_determinism_asks_the_gpus_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses every product on a GPU in deterministic mode unless this is set."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    be_deterministic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    be_deterministic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "one's own choice stays"
 
 
 def test_a_model_comes_back_from_its_folder_as_it_was(small_params: Params, sample_files: list[Path], tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Where a warm start begins: at the weights of the last version that served and was judged before the day."""
+
+import datetime as dt
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flows import steps
+from flows.stages import dvc
+from hap import durable
+from hap.params import MODELS, Params
+from hap.training.run import warm_weights
+from hap.workspace import Workspace, commit, init_workspace
+
+SERVED = (1, 3, 2, 3)  # in the ledger's order: v3 served last
+JUDGED = {1: "2026-01-03", 2: "2026-01-04", 3: "2026-01-05"}
+
+
+@pytest.fixture(scope="module")
+def revisions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[int, str]]:
+    """A workspace that held the weights of v1, v2 and v3 one after another, and the revision of each."""
+    ws = init_workspace(tmp_path_factory.mktemp("warm") / "ws")
+    durable.write_text(ws.root / "dvc.yaml", "stages: {}\n")  # weights are tracked by hand here, and no stage's
+    found = {}
+    for number in JUDGED:
+        for name in MODELS:
+            durable.write_bytes(ws.models / name / "model.pt", f"{name} of v{number}".encode())
+        dvc(ws, "add", "--quiet", *[f"models/{name}" for name in MODELS], name="add")
+        found[number] = commit(ws, f"v{number}")
+    return ws, found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("day", "begins_at"),
+    [("2026-01-06", 3), ("2026-01-05", 2), ("2026-01-04", 1), ("2026-01-03", None)],
+    ids=["after all", "its own version does not count", "a rerun of an old day", "nothing served before"],
+)
+def test_a_day_begins_from_what_served_and_was_judged_before_it(
+    revisions: tuple[Workspace, dict[int, str]],
+    default_params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    day: str,
+    begins_at: int | None,
+) -> None:
+    ws, revision = revisions
+    served = [SimpleNamespace(state="served", to_version=number) for number in SERVED]
+    moves = [*served, SimpleNamespace(state="undone", to_version=2), SimpleNamespace(state="served", to_version=9)]
+    monkeypatch.setattr(steps, "open_ledger", lambda *_: SimpleNamespace(rows=lambda: moves))
+    known = [SimpleNamespace(number=number, day=judged, workspace_rev=revision[number]) for number, judged in JUDGED.items()]
+    monkeypatch.setattr(steps.versions, "list_versions", lambda *_: known)
+    monkeypatch.setattr(steps.versions, "get_whole", lambda ws, params, number: known[number - 1])
+    kept = steps.warm_start(ws, default_params, dt.date.fromisoformat(day))
+    found = kept and {name: Path(warm_weights(ws, digest)).read_text() for name, digest in kept.items()}
+    assert found == (begins_at and {name: f"{name} of v{begins_at}" for name in MODELS})
+    assert (ws.models / "light" / "model.pt").read_text() == "light of v3", "what stands in the workspace stays"
