@@ -5,7 +5,6 @@ loss is averaged by is counted over all. A training that was killed goes on at t
 ends with the weights it would have had.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
 from hap.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
+from hap.training.device import autocast, be_deterministic, pick_device, to_device
 from hap.training.distill import distill_term, load_teacher
 from hap.training.feed import Feed, Pool
 from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
@@ -192,7 +192,7 @@ class _Run:
         begun, first, samples = time.perf_counter(), self.step, 0
         self.model.train()
         for batch in self.feed.batches(self.params.seed, self.epoch, self.step, self.ranks.rank, self.ranks.world):
-            self._take(_to(batch, self.device), trained)
+            self._take(to_device(batch, self.device), trained)
             self.step, self.done, samples = self.step + 1, self.done + 1, samples + len(batch.kind)
             if self.done % settings.log_steps == 0:
                 self._log(trained)
@@ -254,7 +254,7 @@ class _Run:
     def _take(self, batch: Batch, trained: Trained) -> None:
         """One step: forward, backward, gradients shared, weights moved. Nothing here waits for the device."""
         settings = self.params.train
-        with _autocast(settings.precision, self.device):
+        with autocast(settings.precision, self.device):
             # A process whose share of a batch is empty still takes part in every exchange.
             logits = self.forward(batch) if len(batch.kind) else torch.zeros(0, device=self.device)
         terms = self._terms(logits, batch)
@@ -315,15 +315,6 @@ class _Run:
         return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
 
 
-def be_deterministic() -> None:
-    """The same bits from every run on one machine."""
-    torch.use_deterministic_algorithms(True)
-    # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
-    # price of hundreds of passes a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: lookups make valid tensors, and torch warns otherwise
-
-
 def warm_start(model: nn.Module, weights: Path) -> int:
     """Take over weights of equal name and shape; returns how many parameters that were."""
     old = torch.load(weights, map_location="cpu", weights_only=True)
@@ -336,25 +327,6 @@ def warm_start(model: nn.Module, weights: Path) -> int:
 def _require_finite(means: dict[str, float], name: str, epoch: int) -> None:
     if not np.isfinite(sum(means.values())):
         raise DataError(f"{name}: the loss is not finite in epoch {epoch} ({means}); lower train.learning_rate or check the dense features")
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of train.device; `auto` takes a GPU where there is one, of several processes each its own.
-
-    Raises:
-        DataError: cuda was asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DataError("train.device is cuda and no CUDA device is visible; set it to auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The block that a forward pass runs in."""
-    half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def heldout_gauc(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> dict[str, float]:
@@ -374,7 +346,7 @@ def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device:
             counts.append(np.diff(pool.offsets))
             for start in range(0, len(pool), params.train.batch_requests):
                 batch = pool.batch(np.arange(start, min(start + params.train.batch_requests, len(pool))))
-                logits.append(model(_to(batch, device)).float().cpu().numpy())
+                logits.append(model(to_device(batch, device)).float().cpu().numpy())
     return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
@@ -395,9 +367,3 @@ def _set_scales(columns: Columns, feed: Feed, params: Params) -> dict[str, int]:
         figures[group] = (mean.float(), (squares / rows.clamp(min=1) - mean**2).clamp(min=0).sqrt().float())
     columns.set_scales(figures)
     return dict(zip(("EP", *NEGATIVES), counts.tolist(), strict=True))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return batch
-    return type(batch)(*[getattr(batch, name).to(device, non_blocking=True) for name in batch.__dataclass_fields__])

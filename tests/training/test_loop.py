@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from hap.errors import DataError
 from hap.models.build import build_model, load_model, save_model
 from hap.params import Params
 from hap.training.checkpoint import checkpoint_keys, save_checkpoint
 from hap.training.feed import Feed
-from hap.training.loop import Place, Progress, Trained, pick_device, train, warm_start
+from hap.training.loop import Place, Progress, Trained, train, warm_start
 
 
 def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
@@ -55,15 +54,6 @@ def test_normalisation_figures_come_from_the_training_part(small_params: Params,
     scaler = trained.model.columns.scalers["item"]
     values = torch.cat([torch.from_numpy(pool.cand_dense) for pool in Feed(sample_files, small_params, heldout=False).pools()])
     assert torch.allclose(scaler.mean, scaler.scaled(values).mean(0), atol=1e-4)
-
-
-def test_cuda_is_refused_where_there_is_none() -> None:
-    if torch.cuda.is_available():
-        assert pick_device("cuda").type == "cuda"
-    else:
-        with pytest.raises(DataError, match=r"train\.device"):
-            pick_device("cuda")
-    assert pick_device("cpu").type == "cpu"
 
 
 def test_a_warm_start_takes_over_what_fits_and_begins_the_rest_fresh(
