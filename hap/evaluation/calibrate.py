@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, permutations
+from itertools import combinations, islice, permutations
 from typing import Any
 
 import numpy as np
@@ -114,11 +114,26 @@ def calibrate(
         "pairs": pairs,
         "rates": rates,
         "pass_errors": errors,
+        "spreads": spreads(population),
         "threshold": threshold,
         "smallest_requests": smallest(rates),
         "threshold_smallest_requests": smallest(threshold),
         "coverage": coverage(population, rules, coverage_pairs, seed),
     }
+
+
+def spreads(population: Population) -> dict[str, float]:
+    """By quantity, what the standard error of a difference is over the square root of the requests n: mean over pairs of models."""
+    found = {}
+    for quantity in population.quantities:
+        weight = population.tables[0][quantity].weight
+        aucs = [np.where(weight > 0, table[quantity].auc, 0.0) for table in population.tables]
+        errors = []
+        for (champion, ours), (challenger, theirs) in combinations(enumerate(aucs), 2):
+            lead = population.gaucs[challenger][quantity] - population.gaucs[champion][quantity]
+            errors.append(np.sqrt((((theirs - ours - lead) * weight) ** 2).sum()) / max(weight.sum(), 1.0))
+        found[".".join(quantity)] = float(np.mean(errors) * math.sqrt(population.requests))
+    return found
 
 
 def smallest(rates: Mapping[str, Any]) -> int | None:
@@ -248,6 +263,8 @@ def calibration_text(found: Mapping[str, Any]) -> str:
     least = found["smallest_requests"]
     asked = f"equal models pass {AA_PASSES:.0%} and a loss of the margin passes {HARM_PASSES:.0%} at most"
     lines.append(f"smallest size tried at which {asked}: {f'{least:,} requests' if least else 'none; try larger ones (--sizes)'}")
+    widest = max(found["spreads"], key=found["spreads"].get)
+    lines.append(f"the widest difference is that of {widest}: on n requests its standard error is {found['spreads'][widest]:.3f} / sqrt(n)")
     if covered := found["coverage"]:
         lines.append(
             f"95% intervals hold the truth in {covered['mean']:.1%} of {covered['pairs']} pairs, {covered['furthest']:.1%} furthest from it"

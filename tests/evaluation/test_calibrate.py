@@ -20,10 +20,12 @@ from hap.evaluation.calibrate import (
     judge_at,
     resampled_pairs,
     smallest,
+    spreads,
     true_differences,
-)  # fmt: skip
+)
 from hap.evaluation.evidence import ALL, SLICED, guarded
 from hap.evaluation.gate import ask, decide
+from hap.evaluation.interval import resample
 from hap.params import NEGATIVES, Gate
 
 RULES = Gate(min_requests=50, min_positives=50, margin=0.02)
@@ -88,6 +90,15 @@ def test_the_gate_passes_equal_models_and_seldom_harm_where_a_threshold_lets_hal
         for outcomes in by_delta.values():
             assert set(outcomes) == set(OUTCOMES) and sum(outcomes.values()) == pytest.approx(1)
     assert "a plain threshold passes" in calibration_text(found)
+
+
+def test_spreads_are_the_standard_errors_of_the_intervals():
+    people = population(models=2, requests=400)
+    found = spreads(people)
+    for quantity in people.quantities:
+        ours, theirs = (table[quantity] for table in people.tables)
+        error = resample((theirs.auc - ours.auc)[:, None], ours.weight[:, None], 100, 1)[0].error
+        assert found[".".join(quantity)] == pytest.approx(error * np.sqrt(400))
 
 
 def test_few_requests_leave_equal_models_undecided_and_show_it():
