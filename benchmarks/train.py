@@ -164,11 +164,12 @@ def loss_ratio(model: str, params: Any, scratch: Path, seconds: float) -> dict[s
     import torch
 
     from hap.training import loop
+    from hap.training.device import be_deterministic
     from hap.training.feed import Feed
     from hap.training.ranks import ALONE
 
     torch.set_num_threads(1)
-    loop.be_deterministic()
+    be_deterministic()
     feed = Feed(sample_files(scratch), params, heldout=False)
     runs, spent = {}, {"bce": 0.0, "ghcl+bce": 0.0}
     for name in spent:

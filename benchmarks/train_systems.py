@@ -243,10 +243,11 @@ def hap(name: str, params: Params, scratch: Path, clock: Clock, variant: str = "
             `sparse` and `dense` use torch's Adagrad on sparse and dense gradients. `compiled` takes nothing away: torch.compile.
     """
     from hap.training import loop
+    from hap.training.device import be_deterministic, to_device
     from hap.training.feed import Feed
     from hap.training.ranks import ALONE
 
-    loop.be_deterministic()
+    be_deterministic()
     params = params.model_copy(update={"train": params.train.model_copy(update={"compile": variant == "compiled"})})
     device = torch.device(clock.device)
     model = network(name, params, scratch, sparse=variant != "dense").to(device)
@@ -262,7 +263,7 @@ def hap(name: str, params: Params, scratch: Path, clock: Clock, variant: str = "
     first = None
     run.model.train()
     for batch in clock.over(batches, lambda batch: len(batch.kind)):
-        run._take(loop._to(batch, device), trained)
+        run._take(to_device(batch, device), trained)
         first = first if first is not None else sum(run.sums.values())
     return float(first)  # type: ignore[arg-type]
 

@@ -24,6 +24,8 @@ from hap.serving.merge import hard_select, merge, routed_count
 from hap.training.feed import Pool, read_pool, sample_columns
 from hap.workspace import Workspace, workspace_lock
 
+MADE_BY = {"seed", "features", "train", "loss", "light", "expressive", "route"}  # collect's are in the manifests
+
 
 def calibrate_gate(
     ws: Workspace, day: dt.date, seeds: int, sizes: list[int], pairs: int, coverage_pairs: int, margin: float | None
@@ -61,7 +63,7 @@ def calibrate_gate(
             rules = params.gate if margin is None else params.gate.model_copy(update={"margin": margin})
 
             def told(done: int, of: int) -> None:
-                current().bar("pairs", done / of, f"{done} of {of}")
+                current().bar("pairs", done / of, f"{done:,} of {of:,}")
 
             found = calibrate(population, rules, sizes, pairs, coverage_pairs, params.seed, told)
     return {"day": day.isoformat(), **found}
@@ -81,15 +83,19 @@ def _offsets(pools: list[Pool]) -> np.ndarray:
 
 def _scores(ws: Workspace, params: Params, files: list[Path], manifests: list[str], pools: list[Pool]) -> dict[str, np.ndarray]:
     """Each member's scores on the judging days, of models trained with the params' own seed, or as they were kept."""
-    described = [params.model_dump(mode="json"), manifests, package_digest()]
-    key = hashlib.sha256(orjson.dumps(described, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-    kept = calibration_folder(ws) / key
+    kept = calibration_folder(ws) / scores_key(params, manifests)
     if not (kept / "scores.npz").exists():
         with durable.new_directory(kept) as building:
             _train(params, files, pools, building)
             durable.write_json(building / MADE_OF, {"manifests": manifests, "hap_digest": package_digest()})
     with np.load(kept / "scores.npz") as stored:
         return {member: np.asarray(stored[member], np.float64) for member in MEMBERS}
+
+
+def scores_key(params: Params, manifests: list[str]) -> str:
+    """What kept scores belong to: the samples, the code, and the parameters that models and routing are made by."""
+    described = [params.model_dump(mode="json", include=MADE_BY), manifests, package_digest()]
+    return hashlib.sha256(orjson.dumps(described, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def _train(params: Params, files: list[Path], pools: list[Pool], folder: Path) -> None:

@@ -150,8 +150,13 @@ def gauc(grouped: RequestAuc) -> float:
     So every click counts once: GAUC is the mean over clicks of the share of the request's negatives ranked
     below. Weighing by pairs would let the sampling windows (10 RN here, 200 there) decide which requests count.
     """
-    total = grouped.weight.sum()
-    return float(np.nansum(grouped.auc * grouped.weight) / total) if total > 0 else float("nan")
+    found, weight = gauc_sums(grouped)
+    return found / weight if weight > 0 else float("nan")
+
+
+def gauc_sums(grouped: RequestAuc) -> tuple[float, float]:
+    """Numerator and denominator of `gauc`: what parts of the requests add up to the whole's."""
+    return float(np.nansum(grouped.auc * grouped.weight)), float(grouped.weight.sum())
 
 
 def _weighted(pos: F64, neg: F64, pos_weight: F64, neg_weight: F64) -> float:

@@ -1,28 +1,33 @@
 """How often the gate errs on data like this: verdicts on pairs of models whose true difference is known.
 
 A population is the judged requests with the scores of several models that differ by their seed alone. A pair is two of them
-and n requests drawn from the population. Before drawing, the differences of each quantity are shifted so that their mean over the
-population is what is wanted, exactly: 0, or -margin for one quantity (in turn) with the others at 0, or +margin for all. The shape of
-the differences stays as it is between retrained models. Harm sits in one quantity since that is the hardest to see: a challenger that
-is worse everywhere fails many rules at once. Slices and Recall@K are not among the rules here.
+and n requests drawn from the population, with the challenger's GAUC shifted so that over the population the two are equal,
+exactly. It is judged at several true differences: 0, or -margin for one quantity (each in turn) with the others at 0, or
++margin for all. Harm sits in one quantity since that is the hardest to see: a challenger that is worse everywhere fails many
+rules at once. Slices and Recall@K are not among the rules here.
+
+A true difference moves every request's difference by one number. Spread and pivots stay, so a pair is resampled once for all of
+them; and as the gate's seed is one, the draws are made once for many pairs.
 
 Letters: R requests of the population, n of a pair, Q guarded quantities.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations, islice, permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hap.errors import UsageError
-from hap.evaluation.auc import RequestAuc
+from hap.evaluation.auc import RequestAuc, gauc
 from hap.evaluation.evidence import ALL, BUDGETS, SLICED, Evidence, Quantity, guarded
-from hap.evaluation.gate import decide
-from hap.evaluation.interval import resample
+from hap.evaluation.gate import Judgement, Questions, ask, judge
+from hap.evaluation.interval import Resampled, resample
 from hap.params import Gate
 
 DELTAS = ("minus_margin", "zero", "plus_margin")
@@ -30,7 +35,11 @@ OUTCOMES = ("pass", "refuse", "undecided")
 AA_PASSES, HARM_PASSES = 0.95, 0.05  # what the smallest size must reach
 COVERED = 0.95  # of the intervals whose coverage is counted
 
+AT_ONCE = 250_000  # requests of the pairs that are resampled together, and
+MOST_PAIRS = 20  # pairs at most: what they need is some hundreds of megabytes
+
 Table = Mapping[Quantity, RequestAuc]
+Truth = Mapping[Quantity, float]
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,10 @@ class Population:
         """What regression rules guard."""
         return (*guarded(self.expressive_kinds), (SLICED, ALL))
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A champion, and a challenger that differs from it by what is known."""
-
-    evidence: Evidence
-    truth: Mapping[Quantity, float]
+    @cached_property
+    def gaucs(self) -> Sequence[Truth]:
+        """GAUC of each model over the whole population, 0 where nothing defines it."""
+        return [{quantity: float(np.nan_to_num(gauc(table[quantity]))) for quantity in self.quantities} for table in self.tables]
 
 
 def calibrate(
@@ -72,33 +78,34 @@ def calibrate(
 
     Args:
         sizes: requests of a pair.
-        pairs: for each size and true difference.
+        pairs: for each size; each is judged at every true difference.
         coverage_pairs: pairs of the population's own size on which intervals are counted.
-        report: told (done, of) after each size and difference.
+        report: told (done, of) in pairs.
 
     Raises:
         UsageError: fewer than two models, which cannot differ.
     """
     if len(population.tables) < 2:
         raise UsageError("one model cannot be paired; calibrate with two seeds or more")
+    truths = {delta: true_differences(population.quantities, rules.margin, delta) for delta in DELTAS}
     rates: dict[str, Any] = {}
     threshold: dict[str, Any] = {}
-    steps, done = len(sizes) * len(DELTAS), 0
-    for size in sorted(sizes):
-        rates[str(size)], threshold[str(size)] = {}, {}
-        for delta in DELTAS:
-            verdicts: list[str] = []
-            plain: list[str] = []
-            for pair in draw_pairs(population, rules, size, delta, pairs, seed):
-                verdict = decide(pair.evidence, rules, seed)
-                verdicts.append(verdict.verdict)
-                changes = [rule.value for rule in verdict.rules if rule.name.endswith(".regression")]
-                plain.append("pass" if all(value is not None and value > -rules.margin for value in changes) else "refuse")
-            rates[str(size)][delta] = {name: verdicts.count(name) / len(verdicts) for name in OUTCOMES}
-            threshold[str(size)][delta] = {name: plain.count(name) / len(plain) for name in OUTCOMES[:2]}
-            done += 1
+    errors: dict[str, Any] = {}
+    for place, size in enumerate(sorted(sizes)):
+        passed: dict[str, list[float]] = {delta: [] for delta in DELTAS}
+        counts, plain = ({delta: Counter[str]() for delta in DELTAS} for _ in range(2))
+        found = resampled_pairs(population, size, pairs, seed, lambda evidence: ask(evidence, rules))
+        for done, (evidence, questions, drawn) in enumerate(found, 1):
+            for delta in DELTAS:
+                judged = [judge_at(truth, evidence, rules, questions, drawn) for truth in truths[delta]]
+                counts[delta].update(found.outcome for found in judged)
+                plain[delta].update(_threshold(found, rules.margin) for found in judged)
+                passed[delta].append(float(np.mean([found.outcome == "pass" for found in judged])))
             if report:
-                report(done, steps)
+                report(place * pairs + done, len(sizes) * pairs)
+        rates[str(size)] = {delta: _shares(counts[delta], OUTCOMES) for delta in DELTAS}
+        threshold[str(size)] = {delta: _shares(plain[delta], OUTCOMES[:2]) for delta in DELTAS}
+        errors[str(size)] = {delta: float(np.std(passed[delta], ddof=1) / math.sqrt(pairs)) for delta in DELTAS}
     return {
         "margin": rules.margin,
         "alpha": rules.alpha,
@@ -106,6 +113,8 @@ def calibrate(
         "requests": population.requests,
         "pairs": pairs,
         "rates": rates,
+        "pass_errors": errors,
+        "spreads": spreads(population),
         "threshold": threshold,
         "smallest_requests": smallest(rates),
         "threshold_smallest_requests": smallest(threshold),
@@ -113,44 +122,61 @@ def calibrate(
     }
 
 
-def smallest(rates: Mapping[str, Any]) -> int | None:
-    """The least size from which on equal models pass at least 95% and harm of the margin passes at most 5%; None: none tried."""
-    found = None
-    for size in sorted(map(int, rates), reverse=True):
-        at = rates[str(size)]
-        if at["zero"]["pass"] < AA_PASSES or at["minus_margin"]["pass"] > HARM_PASSES:
-            break
-        found = size
+def spreads(population: Population) -> dict[str, float]:
+    """By quantity, what the standard error of a difference is over the square root of the requests n: mean over pairs of models."""
+    found = {}
+    for quantity in population.quantities:
+        weight = population.tables[0][quantity].weight
+        aucs = [np.where(weight > 0, table[quantity].auc, 0.0) for table in population.tables]
+        errors = []
+        for (champion, ours), (challenger, theirs) in combinations(enumerate(aucs), 2):
+            lead = population.gaucs[challenger][quantity] - population.gaucs[champion][quantity]
+            errors.append(np.sqrt((((theirs - ours - lead) * weight) ** 2).sum()) / max(weight.sum(), 1.0))
+        found[".".join(quantity)] = float(np.mean(errors) * math.sqrt(population.requests))
     return found
 
 
-def draw_pairs(population: Population, rules: Gate, size: int, delta: str, pairs: int, seed: int) -> Iterator[Pair]:
-    """Pairs of two of the models, in turn, on `size` requests drawn with replacement."""
+def smallest(rates: Mapping[str, Any]) -> int | None:
+    """The least size at which harm of the margin passes at most 5%, and from which on equal models pass at least 95%; None: none tried.
+
+    Harm asks for no more of larger sizes: its rate tends to alpha from below, where 5% is a matter of chance in what was drawn.
+    """
+    found = None
+    for size in sorted(map(int, rates), reverse=True):
+        at = rates[str(size)]
+        if at["zero"]["pass"] < AA_PASSES:
+            break
+        if at["minus_margin"]["pass"] <= HARM_PASSES:
+            found = size
+    return found
+
+
+def true_differences(quantities: Sequence[Quantity], margin: float, delta: str) -> list[Truth]:
+    """What a pair is judged at: for -margin once with each quantity harmed and the others equal, else once."""
+    if delta == "minus_margin":
+        return [{quantity: -margin if quantity == harmed else 0.0 for quantity in quantities} for harmed in quantities]
+    return [dict.fromkeys(quantities, margin if delta == "plus_margin" else 0.0)]
+
+
+def equal_pairs(population: Population, size: int, pairs: int, seed: int) -> Iterator[Evidence]:
+    """Two of the models, in turn, on `size` requests drawn with replacement, shifted so that they are equal over the population."""
     order = list(permutations(range(len(population.tables)), 2))
     for place in range(pairs):
-        champion, challenger = order[place % len(order)]
-        rng = np.random.default_rng([seed, size, DELTAS.index(delta), place])
-        harmed = population.quantities[place % len(population.quantities)]
-        wanted = {
-            quantity: rules.margin if delta == "plus_margin" else -rules.margin if delta == "minus_margin" and quantity == harmed else 0.0
-            for quantity in population.quantities
-        }
-        rows = rng.integers(0, population.requests, size)
-        yield _pair(population, champion, challenger, wanted, rows)
+        rows = np.random.default_rng([seed, size, place]).integers(0, population.requests, size)
+        yield _evidence(population, *order[place % len(order)], rows)
 
 
-def _pair(population: Population, champion: int, challenger: int, truth: Mapping[Quantity, float], rows: NDArray[np.int64]) -> Pair:
+def _evidence(population: Population, champion: int, challenger: int, rows: NDArray[np.int64]) -> Evidence:
     ours: dict[Quantity, RequestAuc] = {}
     theirs: dict[Quantity, RequestAuc] = {}
-    for quantity, shift in truth.items():
+    for quantity in population.quantities:
         base, other = population.tables[champion][quantity], population.tables[challenger][quantity]
-        difference = other.auc - base.auc
-        mean = np.nansum(difference * base.weight) / base.weight.sum() if base.weight.sum() else 0.0
+        lead = population.gaucs[challenger][quantity] - population.gaucs[champion][quantity]
         weight = base.weight[rows]
         theirs[quantity] = RequestAuc(base.auc[rows], weight)
-        ours[quantity] = RequestAuc((base.auc + difference - mean + shift)[rows], weight)
+        ours[quantity] = RequestAuc(other.auc[rows] - lead, weight)
     positives = theirs[SLICED, ALL].weight
-    evidence = Evidence(
+    return Evidence(
         version=2,
         against=1,
         days=("",),
@@ -164,20 +190,54 @@ def _pair(population: Population, champion: int, challenger: int, truth: Mapping
         parity_max_abs_diff=0.0,
         budgets=dict.fromkeys(BUDGETS, 0.0),
     )
-    return Pair(evidence, truth)
+
+
+def resampled_pairs(
+    population: Population, size: int, pairs: int, seed: int, asking: Callable[[Evidence], Questions]
+) -> Iterator[tuple[Evidence, Questions, Sequence[Resampled]]]:
+    """Equal pairs with their bootstrap; the draws are made once for many pairs, as the gate's seed is one too."""
+    found = equal_pairs(population, size, pairs, seed)
+    while batch := list(islice(found, max(1, min(MOST_PAIRS, AT_ONCE // size)))):
+        asked = [asking(evidence) for evidence in batch]
+        value, weight = (np.concatenate([getattr(one, name) for one in asked], axis=1) for name in ("value", "weight"))
+        drawn = iter(resample(value, weight, asked[0].draws, seed))
+        for evidence, questions in zip(batch, asked, strict=True):
+            yield evidence, questions, list(islice(drawn, len(questions.column)))
+
+
+def judge_at(truth: Truth, evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence[Resampled]) -> Judgement:
+    """The verdict on an equal pair had the challenger been better by `truth`: that moves values and bounds and leaves the spread."""
+    moved = [drawn[column].moved(truth[question.quantity]) for question, column in questions.column.items()]
+    return judge(evidence, rules, questions, moved)
+
+
+def _threshold(found: Judgement, margin: float) -> str:
+    """What two plain numbers per rule would have decided."""
+    changes = [rule.value for _, rule in found.judged if rule.name.endswith(".regression")]
+    return "pass" if all(value is not None and value > -margin for value in changes) else "refuse"
+
+
+def _shares(counted: Counter[str], names: Sequence[str]) -> dict[str, float]:
+    return {name: counted[name] / counted.total() for name in names}
 
 
 def coverage(population: Population, rules: Gate, pairs: int, seed: int) -> dict[str, float]:
     """Share of 95% intervals that hold the true difference, over pairs and quantities, and of the worst quantity."""
     hits: dict[Quantity, list[bool]] = {quantity: [] for quantity in population.quantities}
     side = (1 - COVERED) / 2
-    draws = max(rules.bootstrap_draws, math.ceil(5 / side))
-    for place, pair in enumerate(draw_pairs(population, rules, population.requests, "zero", pairs, seed + 1)):
-        columns = [(pair.evidence.challenger[q].auc - pair.evidence.champion[q].auc, pair.evidence.champion[q].weight) for q in pair.truth]
-        value, weight = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
-        for quantity, drawn in zip(pair.truth, resample(value, weight, draws, seed + place), strict=True):
-            interval = drawn.interval(side)
-            hits[quantity].append(interval.lower <= pair.truth[quantity] <= interval.upper)
+
+    def differences(evidence: Evidence) -> Questions:
+        asked = ask(evidence, rules)
+        column = {question: place for question, place in asked.column.items() if question.sort == "regression"}
+        chosen = list(column.values())
+        column = {question: place for place, question in enumerate(column)}
+        draws = max(rules.bootstrap_draws, math.ceil(5 / side))
+        return replace(asked, column=column, value=asked.value[:, chosen], weight=asked.weight[:, chosen], draws=draws)
+
+    for _, questions, drawn in resampled_pairs(population, population.requests, pairs, seed + 1, differences):
+        for question, column in questions.column.items():
+            interval = drawn[column].interval(side)
+            hits[question.quantity].append(interval.lower <= 0 <= interval.upper)
     by_quantity = {".".join(quantity): float(np.mean(found)) for quantity, found in hits.items() if found}
     if not by_quantity:
         return {}
@@ -197,10 +257,14 @@ def calibration_text(found: Mapping[str, Any]) -> str:
     lines = [table(["requests", "truth", *OUTCOMES, "a plain threshold passes"], rows), ""]
     protocol = f"margin {found['margin']:g}, alpha {found['alpha']:g}, {found['pairs']} pairs each"
     lines.append(f"{protocol}, of {found['models']} models that differ by seed; the day has {found['requests']:,} requests")
-    lines.append(f"a rate near 5% of so many pairs has a standard error of {math.sqrt(0.05 * 0.95 / found['pairs']):.1%}")
+    for delta, name in (("minus_margin", "a loss of the margin"), ("zero", "equal models")):
+        largest = max(errors[delta] for errors in found["pass_errors"].values())
+        lines.append(f"standard error of how often {name} pass: {largest:.1%} at most")
     least = found["smallest_requests"]
     asked = f"equal models pass {AA_PASSES:.0%} and a loss of the margin passes {HARM_PASSES:.0%} at most"
     lines.append(f"smallest size tried at which {asked}: {f'{least:,} requests' if least else 'none; try larger ones (--sizes)'}")
+    widest = max(found["spreads"], key=found["spreads"].get)
+    lines.append(f"the widest difference is that of {widest}: on n requests its standard error is {found['spreads'][widest]:.3f} / sqrt(n)")
     if covered := found["coverage"]:
         lines.append(
             f"95% intervals hold the truth in {covered['mean']:.1%} of {covered['pairs']} pairs, {covered['furthest']:.1%} furthest from it"

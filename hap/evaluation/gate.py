@@ -13,7 +13,8 @@ docs/gate.md gives the statistics. Rule names read MEMBER.KIND.floor and MEMBER.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +29,46 @@ from hap.params import NEGATIVES, Gate
 TAIL_DRAWS = 5  # draws expected beyond the strictest level of Holm: with fewer, no p-value could reach it
 
 
+class Question(NamedTuple):
+    """One rule that a bound judges."""
+
+    sort: Literal["floor", "regression"]
+    quantity: Quantity
+    bound: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.quantity[0]}.{self.quantity[1]}.{self.sort}"
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Every floor and regression rule, and what the requests say of each of the M that were measured."""
+
+    asked: Sequence[Question]
+    column: Mapping[Question, int]  # of `value` and `weight`; what was not measured has none
+    value: NDArray[np.float64]  # [R, M]
+    weight: NDArray[np.float64]  # [R, M]
+    draws: int  # enough for Holm's strictest level
+
+
+Judged = tuple[Resampled | None, Rule]
+
+
+class Judgement(NamedTuple):
+    """What the rules say, before it is written down as a verdict."""
+
+    outcome: Outcome
+    judged: Sequence[Judged]  # in the order of the questions
+    once: Sequence[Rule]  # parity and budgets, measured once
+    findings: Sequence[Finding]
+
+
 def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
     """Judge the evidence by the rules; any evidence gets a verdict, and only sound evidence can pass."""
-    quantities = guarded(evidence.expressive_kinds)
-    judged, draws = _judge(evidence, rules, quantities, seed)
-    judged = _holm(judged, rules.alpha)
-    findings = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules)]
-    parity, parity_findings = _parity(evidence.parity_max_abs_diff, rules.max_parity)
-    findings += parity_findings
-    budgets, budget_findings = _budgets(evidence, rules)
-    findings += budget_findings
-    outcomes = {finding.outcome for finding in findings} | {rule.outcome for _, rule in judged}
-    verdict: Outcome = "refuse" if "refuse" in outcomes else "undecided" if "undecided" in outcomes else "pass"
+    questions = ask(evidence, rules)
+    drawn = resample(questions.value, questions.weight, questions.draws, seed) if questions.column else []
+    verdict, judged, once, findings = judge(evidence, rules, questions, drawn)
     plain = [rule for _, rule in judged]
     return Verdict(
         version=evidence.version,
@@ -48,7 +77,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         days=evidence.days,
         verdict=verdict,
         reasons=tuple(wording.reasons(verdict, evidence, findings, plain)),
-        rules=(*plain, *parity, *budgets),
+        rules=(*plain, *once),
         gauc=_table(evidence.challenger),
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
         slices=_slices(evidence, rules),
@@ -60,60 +89,72 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         needs_requests=_needed(evidence, rules, judged) if verdict == "undecided" else None,
         alpha=rules.alpha,
         margin=rules.margin,
-        draws=draws,
+        draws=questions.draws,
         parity_max_abs_diff=_finite(evidence.parity_max_abs_diff),
         cost=dict(evidence.cost),
         evidence=evidence.digest(),
     )
 
 
-Judged = tuple[Resampled | None, Rule]
-
-
-def _judge(evidence: Evidence, rules: Gate, quantities: Sequence[Quantity], seed: int) -> tuple[list[Judged], int]:
-    """Every floor and regression rule at level alpha, on one set of draws; outcome refuse is left to Holm."""
+def ask(evidence: Evidence, rules: Gate) -> Questions:
+    """The rules that bounds judge, with the columns to draw from: a challenger's own GAUC for a floor, else its difference."""
+    quantities = guarded(evidence.expressive_kinds)
     floors = {str(kind): floor for kind, floor in rules.floors.items()}
     # A kind without a floor has the floor 0: each quantity keeps a rule, so that an unmeasured one never passes.
-    wanted: list[tuple[str, Quantity, float]] = [("floor", q, floors.get(q[1], 0.0)) for q in quantities]
+    asked = [Question("floor", quantity, floors.get(quantity[1], 0.0)) for quantity in quantities]
     if evidence.against is not None:
-        wanted += [("regression", q, -rules.margin) for q in (*quantities, (SLICED, ALL))]
-        wanted += [("regression", (SLICED, name), -rules.slice_margin) for name in guarded_slices(evidence, rules)]
+        asked += [Question("regression", quantity, -rules.margin) for quantity in (*quantities, (SLICED, ALL))]
+        asked += [Question("regression", (SLICED, name), -rules.slice_margin) for name in guarded_slices(evidence, rules)]
         if guards_recall(evidence, rules):
-            wanted.append(("regression", (SLICED, RECALL), -rules.recall.margin))
-    draws = max(rules.bootstrap_draws, math.ceil(TAIL_DRAWS * len(wanted) / rules.alpha))
-    columns: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-    place: dict[tuple[str, Quantity], int] = {}
-    for sort, quantity, _ in wanted:
-        ours, theirs = evidence.challenger.get(quantity), evidence.champion.get(quantity)
-        if ours is None or (sort == "regression" and theirs is None):
+            asked.append(Question("regression", (SLICED, RECALL), -rules.recall.margin))
+    value, weight = [], []
+    column: dict[Question, int] = {}
+    for question in asked:
+        ours, theirs = evidence.challenger.get(question.quantity), evidence.champion.get(question.quantity)
+        if ours is None or (question.sort == "regression" and theirs is None):
             continue
-        place[sort, quantity] = len(columns)
-        columns.append((ours.auc - theirs.auc if sort == "regression" and theirs is not None else ours.auc, ours.weight))
-    drawn: list[Resampled] = []
-    if columns:
-        value, weight = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
-        drawn = resample(value, weight, draws, seed)
-    judged: list[Judged] = []
-    for sort, quantity, bound in wanted:
-        name = f"{quantity[0]}.{quantity[1]}.{sort}"
-        if (sort, quantity) not in place:
-            judged.append((None, Rule(name, None, None, None, bound, "undecided")))
-            continue
-        result = drawn[place[sort, quantity]]
-        interval = result.interval(rules.alpha)
-        enough = result.requests >= rules.min_requests and result.weight >= rules.min_positives
-        rule = Rule(
-            name,
-            _finite(interval.point),
-            max(interval.lower, 0.0) if sort == "floor" else interval.lower,
-            interval.upper,
-            bound,
-            "pass" if enough and interval.lower > bound else "undecided",
-            result.p_below(bound) if enough else None,
-            result.requests,
-        )
-        judged.append((result, rule))
-    return judged, draws
+        column[question] = len(column)
+        value.append(ours.auc - theirs.auc if question.sort == "regression" and theirs is not None else ours.auc)
+        weight.append(ours.weight)
+    draws = max(rules.bootstrap_draws, math.ceil(TAIL_DRAWS * len(asked) / rules.alpha))
+    empty = np.zeros((evidence.requests, 0))
+    return Questions(asked, column, np.stack(value, axis=1) if column else empty, np.stack(weight, axis=1) if column else empty, draws)
+
+
+def judge(evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence[Resampled]) -> Judgement:
+    """Every rule's outcome and what they come to.
+
+    Args:
+        drawn: [M] what was resampled of the questions' columns.
+    """
+    judged = _holm([_bounded(question, rules, questions, drawn) for question in questions.asked], rules.alpha)
+    parity, parity_findings = _parity(evidence.parity_max_abs_diff, rules.max_parity)
+    budgets, budget_findings = _budgets(evidence, rules)
+    said = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules)]
+    findings = [*said, *parity_findings, *budget_findings]
+    outcomes = {finding.outcome for finding in findings} | {rule.outcome for _, rule in judged}
+    outcome: Outcome = "refuse" if "refuse" in outcomes else "undecided" if "undecided" in outcomes else "pass"
+    return Judgement(outcome, judged, (*parity, *budgets), findings)
+
+
+def _bounded(question: Question, rules: Gate, questions: Questions, drawn: Sequence[Resampled]) -> Judged:
+    """One rule at level alpha; the outcome refuse is left to Holm."""
+    if question not in questions.column:
+        return None, Rule(question.name, None, None, None, question.bound, "undecided")
+    result = drawn[questions.column[question]]
+    interval = result.interval(rules.alpha)
+    enough = result.requests >= rules.min_requests and result.weight >= rules.min_positives
+    rule = Rule(
+        question.name,
+        _finite(interval.point),
+        max(interval.lower, 0.0) if question.sort == "floor" else interval.lower,
+        interval.upper,
+        question.bound,
+        "pass" if enough and interval.lower > question.bound else "undecided",
+        result.p_below(question.bound) if enough else None,
+        result.requests,
+    )
+    return result, rule
 
 
 def guarded_slices(evidence: Evidence, rules: Gate) -> list[str]:

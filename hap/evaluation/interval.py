@@ -8,14 +8,15 @@ are drawn too. Pivots are (draw - point) / standard error of the draw; plain per
 and cover less well on few or skewed requests (docs/gate.md).
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 F64 = NDArray[np.float64]
-CHUNK_BYTES = 8 * 2**20  # counts and draws of one chunk; bounds the memory whatever R and D are
+CHUNK_BYTES = 8 * 2**20  # counts and draws of one chunk; bounds the memory whatever D is. Many columns may have more
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class Resampled:
         """Point and both one-sided bounds."""
         return Interval(self.point, self.lower(alpha), self.upper(alpha))
 
+    def moved(self, by: float) -> "Resampled":
+        """The same with every value higher by `by`: the spread, and so the pivots, stay as they are."""
+        return replace(self, point=self.point + by, drawn=self.drawn + by)
+
     def p_below(self, bound: float) -> float:
         """p-value of "the true value is at least `bound`": small when the value lies clearly below it."""
         if self.requests < 2:
@@ -66,8 +71,9 @@ class Resampled:
             return self.low if level > 0.5 else self.high
         if self.error == 0:
             return self.point
-        pivot = np.quantile(self.pivots, level, method="higher" if level > 0.5 else "lower")
-        return float(np.clip(self.point - pivot * self.error, self.low, self.high))
+        place = level * (self.pivots.size - 1)  # between two pivots the one that gives the wider interval
+        pivot = float(self.pivots[math.ceil(place) if level > 0.5 else math.floor(place)])
+        return min(max(self.point - pivot * self.error, self.low), self.high)
 
 
 def resample(value: ArrayLike, weight: ArrayLike, draws: int, seed: int, low: float = -1.0, high: float = 1.0) -> list[Resampled]:
@@ -88,26 +94,39 @@ def resample(value: ArrayLike, weight: ArrayLike, draws: int, seed: int, low: fl
     x -= np.nan_to_num(point)
     x *= w
     centred = x  # or the sums below cancel badly
-    columns = np.empty((requests, 5, quantities))  # filled in place: as five arrays and their stack it would be there twice
-    columns[:, 0], columns[:, 1] = centred, w
-    for place, factors in enumerate(((centred, centred), (centred, w), (w, w)), 2):
-        np.multiply(*factors, out=columns[:, place])
-    pivots, drawn, begin = np.zeros((draws, quantities)), np.full((draws, quantities), np.nan), 0
-    for counts in draw_counts(requests, draws, seed, max(1, CHUNK_BYTES // (16 * max(requests, 1)))):
+    first, of = _alike(w)
+    # Filled in place: as five arrays and their stack it would be there twice.
+    columns = np.empty((requests, 3 * quantities + 2 * first.size))
+    parts = np.cumsum((quantities, quantities, quantities, first.size))
+    columns[:, : parts[0]] = centred
+    np.multiply(centred, centred, out=columns[:, parts[0] : parts[1]])
+    np.multiply(centred, w, out=columns[:, parts[1] : parts[2]])
+    columns[:, parts[2] : parts[3]] = w[:, first]
+    np.square(columns[:, parts[2] : parts[3]], out=columns[:, parts[3] :])
+    pivots, drawn, begin = np.zeros((quantities, draws)), np.full((quantities, draws), np.nan), 0
+    at_once = max(CHUNK_BYTES, columns.nbytes // 4) // (16 * max(requests, 1))
+    for counts in draw_counts(requests, draws, seed, max(1, at_once)):
         chunk = slice(begin, begin := begin + len(counts))
-        sums = counts.astype(np.float64) @ columns.reshape(requests, -1)
-        shift, mass, square, cross, mass2 = np.split(sums, 5, axis=1)  # [size, M] each
-        pivots[chunk] = _pivots(shift, mass, square, cross, mass2)
-        np.divide(shift, mass, out=drawn[chunk], where=mass > 0)
-    drawn += point
+        shift, square, cross, mass, mass2 = np.split(counts.astype(np.float64) @ columns, parts, axis=1)
+        mass, mass2 = mass[:, of], mass2[:, of]  # [size, M] each
+        pivots[:, chunk] = _pivots(shift, mass, square, cross, mass2).T
+        np.divide(shift.T, mass.T, out=drawn[:, chunk], where=mass.T > 0)
+    drawn += point[:, None]
     error = np.sqrt((centred**2).sum(axis=0)) / np.where(total > 0, total, np.nan)
     error[error < 1e-12] = 0.0  # rounding in equal values is not spread
-    pivots.sort(axis=0)
+    pivots.sort(axis=1)
     used = (w > 0).sum(axis=0)
     return [
-        Resampled(float(point[m]), float(error[m]), int(used[m]), float(total[m]), low, high, pivots[:, m], drawn[:, m])
+        Resampled(float(point[m]), float(error[m]), int(used[m]), float(total[m]), low, high, pivots[m], drawn[m])
         for m in range(quantities)
     ]
+
+
+def _alike(weight: F64) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first column of each kind, and for each of the M columns its kind: all members weigh a request alike."""
+    kinds: dict[bytes, int] = {}
+    of = [kinds.setdefault(column.tobytes(), len(kinds)) for column in weight.T]
+    return np.array([of.index(kind) for kind in range(len(kinds))], dtype=np.intp), np.array(of, dtype=np.intp)
 
 
 def draw_counts(requests: int, draws: int, seed: int, at_once: int) -> Iterator[NDArray[np.int64]]:

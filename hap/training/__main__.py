@@ -72,8 +72,9 @@ def _many(processes: int, words: list[str]) -> int:
 def _train(ws: Workspace, run: "Run", name: str) -> None:
     from hap.models.build import save_model
     from hap.training.checkpoint import drop_checkpoints
+    from hap.training.device import pick_device
     from hap.training.feed import window_files
-    from hap.training.loop import Place, Progress, pick_device, train
+    from hap.training.loop import Place, Progress, train
     from hap.training.ranks import open_ranks
     from hap.training.run import checkpoint_folder, checkpoint_key, teacher_folder, warm_weights
 

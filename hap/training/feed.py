@@ -179,13 +179,12 @@ class Feed:
         self.params, self.heldout, self.kinds = params, heldout, tuple(kinds)
         self.columns = sample_columns(params.features)
 
-    def pools(self) -> Iterator[Pool]:
-        """This part's requests in the order of the files, a pool of row groups at a time."""
-        for start in range(0, len(self.units), POOL_ROW_GROUPS):
-            units = [unit for unit in range(start, min(start + POOL_ROW_GROUPS, len(self.units))) if self._share(unit)]
-            if units:
-                pool, belongs = self._load(units)
-                yield pool.keep(belongs, self.kinds)
+    def pools(self, rank: int = 0, world: int = 1) -> Iterator[Pool]:
+        """This part's requests in the order of the files, a pool of row groups at a time: every `world`-th row group from `rank` on."""
+        units = [unit for unit in range(len(self.units)) if self._share(unit)][rank::world]
+        for start in range(0, len(units), POOL_ROW_GROUPS):
+            pool, belongs = self._load(units[start : start + POOL_ROW_GROUPS])
+            yield pool.keep(belongs, self.kinds)
 
     def plan(self, seed: int, epoch: int) -> list[tuple[list[int], int]]:
         """The pools of an epoch: their units, and how many steps each gives. Known from the files' footers alone."""

@@ -5,7 +5,6 @@ loss is averaged by is counted over all. A training that was killed goes on at t
 ends with the weights it would have had.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from hap.errors import ConfigError, DataError
-from hap.evaluation.auc import gauc, request_aucs
+from hap.evaluation.auc import gauc_sums, request_aucs
 from hap.models.batch import Batch
 from hap.models.build import build_model, dense_parameters
 from hap.models.features import Columns, DenseScaler
 from hap.params import NEGATIVES, Params
 from hap.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
+from hap.training.device import autocast, be_deterministic, pick_device, to_device
 from hap.training.distill import distill_term, load_teacher
 from hap.training.feed import Feed, Pool
 from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
@@ -125,7 +125,7 @@ def train(
         drop_checkpoints(place.folder)  # of another training: where it had come further, its files would push ours out
     while run.epoch <= settings.epochs:
         over = run.train_epoch(trained, report, place)
-        gaucs = run.agreed(heldout_gauc(model, heldout.pools(), params, device) if ranks.leads else {})
+        gaucs = heldout_gauc(model, heldout, params, device, ranks)
         report(replace(over, gauc=gaucs))
         if run.close_epoch(trained, gaucs):
             break
@@ -192,7 +192,7 @@ class _Run:
         begun, first, samples = time.perf_counter(), self.step, 0
         self.model.train()
         for batch in self.feed.batches(self.params.seed, self.epoch, self.step, self.ranks.rank, self.ranks.world):
-            self._take(_to(batch, self.device), trained)
+            self._take(to_device(batch, self.device), trained)
             self.step, self.done, samples = self.step + 1, self.done + 1, samples + len(batch.kind)
             if self.done % settings.log_steps == 0:
                 self._log(trained)
@@ -203,11 +203,6 @@ class _Run:
         _require_finite(means, self.name, self.epoch)
         trained.losses.append(means)
         return self._progress(means, steps, samples, self.step - first, time.perf_counter() - begun)
-
-    def agreed(self, measured: dict[str, float]) -> dict[str, float]:
-        """What the leading process measured, told to all, so that they decide alike."""
-        seen = torch.tensor([measured.get(kind, 0.0) for kind in NEGATIVES], dtype=torch.float64, device=self.device)
-        return dict(zip(NEGATIVES, self.ranks.sum(seen).tolist(), strict=True))
 
     def close_epoch(self, trained: Trained, gaucs: dict[str, float]) -> bool:
         """Keep the weights where they are the best so far; returns whether to stop."""
@@ -254,7 +249,7 @@ class _Run:
     def _take(self, batch: Batch, trained: Trained) -> None:
         """One step: forward, backward, gradients shared, weights moved. Of the losses nothing is looked at here: see `_log`."""
         settings = self.params.train
-        with _autocast(settings.precision, self.device):
+        with autocast(settings.precision, self.device):
             # A process whose share of a batch is empty still takes part in every exchange.
             logits = self.forward(batch) if len(batch.kind) else torch.zeros(0, device=self.device)
         terms = self._terms(logits, batch)
@@ -315,16 +310,6 @@ class _Run:
         return Progress(self.epoch, settings.epochs, self.step, steps, terms, rate, left * took_s / max(made, 1))
 
 
-def be_deterministic() -> None:
-    """The same bits from every run on one machine; call it before the first product on a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS has no deterministic products, and torch refuses them
-    torch.use_deterministic_algorithms(True)
-    # That also fills each new tensor before it is written, against reads of what was never written: a look for mistakes at the
-    # price of hundreds of passes a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said out loud: lookups make valid tensors, and torch warns otherwise
-
-
 def warm_start(model: nn.Module, weights: Path) -> int:
     """Take over weights of equal name and shape; returns how many parameters that were."""
     old = torch.load(weights, map_location="cpu", weights_only=True)
@@ -339,30 +324,12 @@ def _require_finite(means: dict[str, float], name: str, epoch: int) -> None:
         raise DataError(f"{name}: the loss is not finite in epoch {epoch} ({means}); lower train.learning_rate or check the dense features")
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device of train.device; `auto` takes a GPU where there is one, of several processes each its own.
-
-    Raises:
-        DataError: cuda was asked for and there is none.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DataError("train.device is cuda and no CUDA device is visible; set it to auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The block that a forward pass runs in."""
-    half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
-
-
-def heldout_gauc(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> dict[str, float]:
-    """GAUC of each kind over the held-out requests."""
-    scores, kinds, counts = score_pools(model, pools, params, device)
+def heldout_gauc(model: nn.Module, heldout: Feed, params: Params, device: torch.device, ranks: Ranks = ALONE) -> dict[str, float]:
+    """GAUC of each kind over the held-out requests; each process scores its part of them, and all get the same figures."""
+    scores, kinds, counts = score_pools(model, heldout.pools(ranks.rank, ranks.world), params, device)
     grouped = request_aucs(scores, kinds, np.concatenate([[0], np.cumsum(counts)]))
-    return {kind: gauc(values) for kind, values in grouped.items()}
+    sums = ranks.sum(torch.tensor([gauc_sums(grouped[kind]) for kind in NEGATIVES], dtype=torch.float64, device=device))
+    return {kind: found / weight if weight else float("nan") for kind, (found, weight) in zip(NEGATIVES, sums.tolist(), strict=True)}
 
 
 def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device: torch.device) -> tuple[Any, Any, Any]:
@@ -375,7 +342,7 @@ def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device:
             counts.append(np.diff(pool.offsets))
             for start in range(0, len(pool), params.train.batch_requests):
                 batch = pool.batch(np.arange(start, min(start + params.train.batch_requests, len(pool))))
-                logits.append(model(_to(batch, device)).float().cpu().numpy())
+                logits.append(model(to_device(batch, device)).float().cpu().numpy())
     return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
@@ -396,9 +363,3 @@ def _set_scales(columns: Columns, feed: Feed, params: Params) -> dict[str, int]:
         figures[group] = (mean.float(), (squares / rows.clamp(min=1) - mean**2).clamp(min=0).sqrt().float())
     columns.set_scales(figures)
     return dict(zip(("EP", *NEGATIVES), counts.tolist(), strict=True))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return batch
-    return type(batch)(*[getattr(batch, name).to(device, non_blocking=True) for name in batch.__dataclass_fields__])

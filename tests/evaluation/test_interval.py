@@ -41,6 +41,29 @@ def test_chunks_change_nothing(monkeypatch):
         np.testing.assert_allclose(a.drawn, b.drawn, atol=1e-12)
 
 
+def test_each_of_many_quantities_is_studied_as_if_alone():
+    """Whether their weights are alike or not: what is alike is summed once."""
+    rng = np.random.default_rng(2)
+    value, kinds = rng.normal(0, 0.2, (60, 5)), rng.integers(0, 4, (60, 2)).astype(float)
+    weight = kinds[:, [0, 1, 0, 0, 1]]
+    for place, one in enumerate(resample(value, weight, 100, 3)):
+        alone = resample(value[:, [place]], weight[:, [place]], 100, 3)[0]
+        np.testing.assert_allclose(one.pivots, alone.pivots, atol=1e-10)
+        np.testing.assert_allclose(one.drawn, alone.drawn, atol=1e-12)
+        assert (one.point, one.error, one.weight) == pytest.approx((alone.point, alone.error, alone.weight), abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(-0.3, 0.3))
+def test_what_is_moved_is_what_moved_values_give(seed, by):
+    rng = np.random.default_rng(seed)
+    value, weight = rng.uniform(-0.3, 0.3, (50, 1)), rng.integers(0, 3, (50, 1)).astype(float)
+    moved, slow = resample(value, weight, 200, seed)[0].moved(by), resample(value + by, weight, 200, seed)[0]
+    np.testing.assert_allclose(moved.drawn, slow.drawn, atol=1e-12)
+    interval = slow.interval(0.05)
+    assert (moved.point, moved.lower(0.05), moved.upper(0.05)) == pytest.approx((interval.point, interval.lower, interval.upper), abs=1e-9)
+
+
 def test_equal_seeds_give_equal_bounds_and_other_seeds_do_not():
     rng = np.random.default_rng(3)
     a, b, w = rng.random(300), rng.random(300), np.ones(300)

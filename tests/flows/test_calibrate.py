@@ -8,7 +8,9 @@ import orjson
 import pytest
 import yaml
 
+from flows.calibrate import scores_key
 from hap.logs.simulator import simulate
+from hap.params import load_params
 from hap.project import project_file
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
@@ -48,6 +50,15 @@ def test_rates_come_by_size_and_truth_and_models_are_kept(ws: Workspace) -> None
     again = calibrate(ws, "--json")
     assert orjson.loads(again.stdout) == found
     assert {path: path.stat().st_mtime_ns for path in (ws.state / "calibrate").glob("*/scores.npz")} == kept
+
+
+def test_kept_models_outlive_a_change_of_the_rules_and_no_change_of_what_made_them() -> None:
+    params = load_params(project_file("params.yaml"))
+    key = scores_key(params, ["a"])
+    gate, train = params.gate.model_copy(update={"margin": 0.003}), params.train.model_copy(update={"epochs": 3})
+    assert scores_key(params.model_copy(update={"gate": gate}), ["a"]) == key
+    assert key not in (scores_key(params.model_copy(update=made), ["a"]) for made in ({"seed": 7}, {"train": train}))
+    assert scores_key(params, ["b"]) != key
 
 
 @pytest.mark.parametrize(

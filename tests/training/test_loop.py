@@ -1,9 +1,9 @@
 """Training learns, repeats bit for bit, and keeps the best epoch."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,7 +13,8 @@ from hap.params import NEGATIVES, Params
 from hap.training import loop
 from hap.training.checkpoint import checkpoint_keys, save_checkpoint
 from hap.training.feed import Feed
-from hap.training.loop import Place, Progress, Trained, be_deterministic, pick_device, train, warm_start
+from hap.training.loop import Place, Progress, Trained, train, warm_start
+from hap.training.ranks import Ranks
 
 
 def run(name: str, params: Params, files: list[Path], **more: Any) -> tuple[Trained, list[Progress]]:
@@ -65,6 +66,24 @@ def test_the_weights_that_come_out_are_those_of_the_best_epoch_and_patience_ends
     assert not torch.equal(by_epoch[1]["head.weight"], by_epoch[3]["head.weight"])
 
 
+def test_processes_that_score_a_part_each_find_the_gauc_of_the_whole(
+    small_params: Params, sample_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row groups of few requests, so that each of three processes has some; what `sum` would add is added here."""
+    trained, _ = run("light", small_params, sample_files)
+    pq.write_table(pq.read_table(sample_files[-1]), tmp_path / "part-0.parquet", row_group_size=20)
+    heldout, cpu = Feed([tmp_path / "part-0.parquet"], small_params, heldout=True), torch.device("cpu")
+    whole = loop.heldout_gauc(trained.model, heldout, small_params, cpu)
+    parts: list[torch.Tensor] = []
+    for rank in range(3):
+        ranks = Ranks(rank, 3)
+        monkeypatch.setattr(Ranks, "sum", lambda _, values: parts.append(values) or values)  # type: ignore[func-returns-value]
+        loop.heldout_gauc(trained.model, heldout, small_params, cpu, ranks)
+    assert all(int(part[:, 1].sum()) for part in parts)
+    monkeypatch.setattr(Ranks, "sum", lambda _, __: torch.stack(parts).sum(0))
+    assert loop.heldout_gauc(trained.model, heldout, small_params, cpu, Ranks(0, 3)) == pytest.approx(whole, abs=1e-12)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(small_params: Params, sample_files: list[Path]) -> None:
     settings = small_params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "batch_requests": 16, "log_steps": 2})
     with pytest.raises(DataError, match=r"light: the loss is not finite in epoch 1 .*; lower train\.learning_rate") as refusal:
@@ -112,16 +131,6 @@ def test_half_precision_learns_about_the_same_and_leaves_weights_and_looks_whole
     assert half.conflicts[0]["norm"] == pytest.approx(whole.conflicts[0]["norm"], rel=0.05)
 
 
-def test_determinism_asks_the_gpus_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch refuses every product on a GPU in deterministic mode unless this is set."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    be_deterministic()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    be_deterministic()
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "one's own choice stays"
-
-
 def test_a_model_comes_back_from_its_folder_as_it_was(small_params: Params, sample_files: list[Path], tmp_path: Path) -> None:
     trained, _ = run("light", small_params, sample_files)
     save_model(trained.model, tmp_path / "light", trained.facts)
@@ -135,15 +144,6 @@ def test_normalisation_figures_come_from_the_training_part(small_params: Params,
     scaler = trained.model.columns.scalers["item"]
     values = torch.cat([torch.from_numpy(pool.cand_dense) for pool in Feed(sample_files, small_params, heldout=False).pools()])
     assert torch.allclose(scaler.mean, scaler.scaled(values).mean(0), atol=1e-4)
-
-
-def test_cuda_is_refused_where_there_is_none() -> None:
-    if torch.cuda.is_available():
-        assert pick_device("cuda").type == "cuda"
-    else:
-        with pytest.raises(DataError, match=r"train\.device"):
-            pick_device("cuda")
-    assert pick_device("cpu").type == "cpu"
 
 
 def test_a_warm_start_takes_over_what_fits_and_begins_the_rest_fresh(
