@@ -115,6 +115,7 @@ def calibrate(
         "rates": rates,
         "pass_errors": errors,
         "spreads": spreads(population),
+        "seed_noise": seed_noise(population),
         "threshold": threshold,
         "smallest_requests": smallest(rates),
         "threshold_smallest_requests": smallest(threshold),
@@ -134,6 +135,12 @@ def spreads(population: Population) -> dict[str, float]:
             errors.append(np.sqrt((((theirs - ours - lead) * weight) ** 2).sum()) / max(weight.sum(), 1.0))
         found[".".join(quantity)] = float(np.mean(errors) * math.sqrt(population.requests))
     return found
+
+
+def seed_noise(population: Population) -> dict[str, float]:
+    """By quantity, the largest difference of GAUC between two of the models: what training again can change by itself."""
+    by_quantity = {quantity: [model[quantity] for model in population.gaucs] for quantity in population.quantities}
+    return {".".join(quantity): max(found) - min(found) for quantity, found in by_quantity.items()}
 
 
 def smallest(rates: Mapping[str, Any]) -> int | None:
@@ -260,13 +267,29 @@ def calibration_text(found: Mapping[str, Any]) -> str:
     for delta, name in (("minus_margin", "a loss of the margin"), ("zero", "equal models")):
         largest = max(errors[delta] for errors in found["pass_errors"].values())
         lines.append(f"standard error of how often {name} pass: {largest:.1%} at most")
-    least = found["smallest_requests"]
     asked = f"equal models pass {AA_PASSES:.0%} and a loss of the margin passes {HARM_PASSES:.0%} at most"
-    lines.append(f"smallest size tried at which {asked}: {f'{least:,} requests' if least else 'none; try larger ones (--sizes)'}")
+    lines.append(f"smallest size tried at which {asked}: {_smallest_text(found)}")
     widest = max(found["spreads"], key=found["spreads"].get)
     lines.append(f"the widest difference is that of {widest}: on n requests its standard error is {found['spreads'][widest]:.3f} / sqrt(n)")
+    noisiest = max(found["seed_noise"], key=found["seed_noise"].get)
+    apart = f"up to {found['seed_noise'][noisiest]:.3f} apart ({noisiest})"
+    lines.append(f"before they were made equal, models that differ by seed alone were {apart}")
     if covered := found["coverage"]:
         lines.append(
             f"95% intervals hold the truth in {covered['mean']:.1%} of {covered['pairs']} pairs, {covered['furthest']:.1%} furthest from it"
         )
     return "\n".join(lines)
+
+
+def _smallest_text(found: Mapping[str, Any]) -> str:
+    """The size, or what keeps every one that was tried from being it."""
+    if least := found["smallest_requests"]:
+        return f"{least:,} requests"
+    powerful = smallest({size: {**at, "minus_margin": {"pass": 0.0}} for size, at in found["rates"].items()})
+    if powerful is None:
+        return "none; try larger ones (--sizes)"
+    harm, error = found["rates"][str(powerful)]["minus_margin"]["pass"], found["pass_errors"][str(powerful)]["minus_margin"]
+    return (
+        f"none; equal models do from {powerful:,} on, where a loss passes {harm:.1%} with a standard error of {error:.1%}: "
+        "more pairs (--pairs), or sizes between (--sizes), tell"
+    )

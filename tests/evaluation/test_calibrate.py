@@ -19,6 +19,7 @@ from hap.evaluation.calibrate import (
     equal_pairs,
     judge_at,
     resampled_pairs,
+    seed_noise,
     smallest,
     spreads,
     true_differences,
@@ -101,6 +102,13 @@ def test_spreads_are_the_standard_errors_of_the_intervals():
         assert found[".".join(quantity)] == pytest.approx(error * np.sqrt(400))
 
 
+def test_seed_noise_is_how_far_the_models_lie_apart():
+    people = population(models=3, requests=400)
+    for quantity in people.quantities:
+        gaucs = [np.average(table[quantity].auc, weights=table[quantity].weight) for table in people.tables]
+        assert seed_noise(people)[".".join(quantity)] == pytest.approx(np.ptp(gaucs), abs=1e-12)
+
+
 def test_few_requests_leave_equal_models_undecided_and_show_it():
     found = calibrate(population(noise=0.3), RULES, [60], 20, 20, 1)
     assert found["rates"]["60"]["zero"]["undecided"] > 0.9 and found["smallest_requests"] is None
@@ -121,6 +129,14 @@ def test_the_smallest_size_is_the_one_from_which_on_equal_models_pass():
     assert smallest({"100": at(0.96, 0.01), "200": at(0.9, 0.01), "400": at(0.97, 0.05), "800": at(1.0, 0.0)}) == 400
     assert smallest({"100": at(0.9, 0.0), "200": at(1.0, 0.06)}) is None
     assert smallest({"100": at(1.0, 0.06), "200": at(1.0, 0.05), "400": at(1.0, 0.051)}) == 200
+
+
+def test_where_only_chance_keeps_a_size_from_being_the_smallest_the_text_says_so():
+    found = calibrate(population(), RULES, [100, 1000], 20, 20, 1)
+    found["rates"]["1000"]["minus_margin"]["pass"] = 0.061
+    found["pass_errors"]["1000"]["minus_margin"] = 0.012
+    said = calibration_text({**found, "smallest_requests": smallest(found["rates"])})
+    assert "none; equal models do from 1,000 on, where a loss passes 6.1% with a standard error of 1.2%: more pairs (--pairs)" in said
 
 
 def test_one_model_cannot_be_paired():
