@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Processes that run tests side by side, about 1 GB each; `make test WORKERS=0` runs them in one, and so does pytest by itself.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 .PHONY: demo test test-long test-tools lint setup clean
 
 demo: setup
 	@$(BIN)/hapctl demo --root build/demo
 
 test: setup lint
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-long: setup $(VENV)/.stamp-spark
-	@$(BIN)/python -m pytest -m long
+	@$(PYTEST) --no-loadscope-reorder -m long
 
 # What some tests use and pip does not bring; needs root. Where it is missing, those tests are skipped and say so.
 test-tools:

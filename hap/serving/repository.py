@@ -5,13 +5,14 @@ pins; hap/N/ holds version N's schema.json and a canary request, is written last
 The ensembles carry the number of the version they serve, so an answer's own model_version says which version gave it.
 """
 
+import functools
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -22,6 +23,9 @@ from hap.project import project_file
 from hap.serving import tensorrt
 from hap.serving.bundle import GOLDEN, GRAPHS, SCHEMA, Bundle, write_golden
 from hap.serving.request import TENSORS
+
+if TYPE_CHECKING:
+    import jinja2
 
 Backend = Literal["python", "onnxruntime"]
 ENSEMBLES = {"hap": ("light", "hard_select", "expressive"), "hap_all": ("expressive_all",)}
@@ -297,6 +301,12 @@ def _member(name: str, backend: Backend, versions: Sequence[int], prepared: Sequ
 
 
 def _template(file: str, **values: Any) -> str:
+    return str(_templates().get_template(file).render(**values))
+
+
+@functools.cache
+def _templates() -> "jinja2.Environment":
+    """One for the process: a promotion renders dozens of configs from two templates, and compiling one costs more than rendering it."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -308,7 +318,7 @@ def _template(file: str, **values: Any) -> str:
         autoescape=False,  # the output is protobuf text, quoted by the filter `text`
     )
     environment.filters["text"] = json.dumps
-    return environment.get_template(file).render(**values)
+    return environment
 
 
 def _check_entries(path: Path, config: Any, name: str) -> None:

@@ -29,7 +29,7 @@ from hap.evaluation.gate import ask, decide
 from hap.evaluation.interval import resample
 from hap.params import NEGATIVES, Gate
 
-RULES = Gate(min_requests=50, min_positives=50, margin=0.02)
+RULES = Gate(min_requests=50, min_positives=50, margin=0.02, bootstrap_draws=300)
 
 
 def population(models=3, requests=3000, noise=0.05, seed=1):
@@ -82,7 +82,7 @@ def test_a_pair_resampled_once_gets_the_verdicts_of_the_gate_on_scores_that_diff
 
 
 def test_the_gate_passes_equal_models_and_seldom_harm_where_a_threshold_lets_half_of_it_through():
-    found = calibrate(population(), RULES, [100, 1000], 40, 20, 1)
+    found = calibrate(population(), RULES, [100, 1000], 25, 5, 1)
     large = found["rates"]["1000"]
     assert large["zero"]["pass"] > 0.95 and large["plus_margin"]["pass"] == 1 and large["minus_margin"]["pass"] <= 0.12
     assert found["threshold"]["1000"]["minus_margin"]["pass"] > 0.3
@@ -145,4 +145,5 @@ def test_one_model_cannot_be_paired():
 
 
 def test_equal_seeds_give_equal_rates():
-    assert calibrate(population(), RULES, [200], 20, 20, 4) == calibrate(population(), RULES, [200], 20, 20, 4)
+    people = population(requests=600)
+    assert calibrate(people, RULES, [200], 5, 5, 4) == calibrate(people, RULES, [200], 5, 5, 4)

@@ -42,7 +42,7 @@ def test_with_clusters_the_paired_interval_is_as_wide_as_that_of_drawn_requests(
     found = pooled_auc(one, positive, ~positive, offsets).minus(pooled_auc(other, positive, ~positive, offsets)).interval(0.025)
     rng, draws = np.random.default_rng(3), []
     parts = [np.arange(first, end) for first, end in pairwise(offsets.tolist())]
-    for _ in range(400):
+    for _ in range(200):
         drawn = np.concatenate([parts[request] for request in rng.integers(0, len(parts), len(parts))])
         draws.append(roc_auc_score(positive[drawn], one[drawn]) - roc_auc_score(positive[drawn], other[drawn]))
     low, high = np.quantile(draws, [0.025, 0.975])

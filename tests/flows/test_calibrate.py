@@ -2,7 +2,6 @@
 
 import datetime as dt
 import subprocess
-from pathlib import Path
 
 import orjson
 import pytest
@@ -14,7 +13,7 @@ from hap.params import load_params
 from hap.project import project_file
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
-from tests.words import hapctl
+from tests.words import Run, hapctl, typing
 
 DAY = FIRST_DAY + dt.timedelta(days=1)
 
@@ -29,6 +28,16 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ws = init_workspace(tmp_path_factory.mktemp("calibrate") / "ws", yaml.safe_dump(raw))
     simulate(ws.logs(ws.params()), FIRST_DAY, 2, 200, 5, ws.params().features)
     return ws
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return init_workspace(tmp_path_factory.mktemp("empty") / "ws", project_file("params.yaml").read_text())
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return typing(monkeypatch, capsys)
 
 
 def calibrate(ws: Workspace, *words: object) -> "subprocess.CompletedProcess[str]":
@@ -64,14 +73,12 @@ def test_kept_models_outlive_a_change_of_the_rules_and_no_change_of_what_made_th
 @pytest.mark.parametrize(
     ("words", "said"), [(("--sizes", "many"), "--sizes 'many' is no list"), (("--seeds", 1), "greater than or equal to 2")]
 )
-def test_wrong_words_get_one_line(tmp_path: Path, words: tuple[object, ...], said: str) -> None:
-    ws = init_workspace(tmp_path / "ws", project_file("params.yaml").read_text())
-    refused = hapctl("gate", "calibrate", "--day", DAY, "--root", ws.root, *words)
-    assert refused.returncode == 2 and said in refused.stderr
+def test_wrong_words_get_one_line(empty: Workspace, here: Run, words: tuple[object, ...], said: str) -> None:
+    code, _, err = here("gate", "calibrate", "--day", DAY, "--root", empty.root, *words)
+    assert code == 2 and said in err
 
 
-def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
-    ws = init_workspace(tmp_path / "ws", project_file("params.yaml").read_text())
-    said = hapctl("gate", "calibrate", "--day", DAY, "--root", ws.root, "--dry-run")
-    assert said.returncode == 0 and "would train 4 pairs of models for" in said.stdout
-    assert not (ws.state / "calibrate").exists()
+def test_a_dry_run_changes_nothing(empty: Workspace, here: Run) -> None:
+    code, out, _ = here("gate", "calibrate", "--day", DAY, "--root", empty.root, "--dry-run")
+    assert code == 0 and "would train 4 pairs of models for" in out
+    assert not (empty.state / "calibrate").exists()

@@ -1,15 +1,21 @@
 """What status says of the promotions that are on their way."""
 
 import datetime as dt
+import shutil
 from pathlib import Path
 
 import pytest
 
 from flows.status import status_of, status_text
 from hap.registry.ledger import Entry, State, open_ledger
-from hap.workspace import init_workspace
+from hap.workspace import Workspace, init_workspace
 
 AT = dt.datetime(2026, 1, 4, 3, 5, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return init_workspace(tmp_path_factory.mktemp("status") / "ws")
 
 
 @pytest.mark.parametrize(
@@ -21,8 +27,8 @@ AT = dt.datetime(2026, 1, 4, 3, 5, tzinfo=dt.UTC)
         (("intended", "failed"), None),
     ],
 )
-def test_a_move_without_an_outcome_is_told(tmp_path: Path, states: tuple[State, ...], said: str | None) -> None:
-    ws = init_workspace(tmp_path / "ws")
+def test_a_move_without_an_outcome_is_told(made: Workspace, tmp_path: Path, states: tuple[State, ...], said: str | None) -> None:
+    ws = Workspace(shutil.copytree(made.root, tmp_path / "ws"))
     ledger = open_ledger(ws, ws.params())
     for state in states:
         ledger.append(Entry(at=AT, actor="ana", action="promote", state=state, to_version=1))

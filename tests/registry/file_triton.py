@@ -4,6 +4,7 @@ It follows the rules that matter to a switch: a load reads the configs anew; a m
 an ensemble pinned to a member version that is not loaded goes down; so does one whose member version is unloaded.
 """
 
+import functools
 from pathlib import Path
 
 import onnxruntime
@@ -15,6 +16,12 @@ from hap.serving.bundle import GRAPHS
 from hap.serving.client import Scored
 from hap.serving.request import RequestTensors
 from hap.serving.session import session_options
+
+
+@functools.cache
+def session_of(graph: bytes) -> onnxruntime.InferenceSession:
+    """Made once for each graph: a few graphs are loaded again and again, by hundreds of promotions."""
+    return onnxruntime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
 
 
 class FileTriton:
@@ -82,7 +89,7 @@ class FileTriton:
     def _session(self, model: str, version: int) -> onnxruntime.InferenceSession:
         path = self.repo / model / str(version) / "model.onnx"
         try:
-            return onnxruntime.InferenceSession(str(path), session_options(), providers=["CPUExecutionProvider"])
+            return session_of(path.read_bytes())
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise ServingError(f"{model} version {version} does not load: {error}") from None
 

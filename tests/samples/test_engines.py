@@ -102,7 +102,7 @@ def test_spark_without_pyspark_names_the_extra(default_params: Params, tmp_path:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("default")  # pyspark's own
+@pytest.mark.filterwarnings("ignore:unclosed .socket:ResourceWarning")  # pyspark leaves those of its iterators to the garbage collector
 def test_spark_on_two_threads_gives_what_duckdb_gives(default_params: Params, logged_workspace: Workspace, tmp_path: Path) -> None:
     cases: list[tuple[Params, dict[str, list[str]]]] = [(default_params, simulated(logged_workspace))]
     for number, windows in enumerate([{"rank": WINDOW, "prerank": SHARES}, {"rank": SHARES, "prerank": WINDOW | {"count": None}}]):

@@ -74,6 +74,16 @@ def elsewhere(ws: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         server.end(process, "elsewhere_", drain=False)
 
 
+@pytest.fixture
+def champion(ws: Workspace, elsewhere: str, hapctl: Run) -> int:
+    """The version that serves there, whichever tests ran before."""
+    if repository.pinned(ws.triton) is None:
+        assert hapctl(ws, "promote", "--model", "v1", "--url", elsewhere)[0] == 0
+    found = repository.pinned(ws.triton)
+    assert found is not None
+    return found
+
+
 @pytest.mark.triton
 def test_the_words_of_hapctl_work_against_it(ws: Workspace, elsewhere: str, tmp_path: Path, hapctl: Run) -> None:
     at = ("--url", elsewhere)
@@ -120,12 +130,10 @@ def test_the_words_of_hapctl_work_against_it(ws: Workspace, elsewhere: str, tmp_
 
 
 @pytest.mark.triton
-def test_the_watch_tells_what_changes_and_starts_nothing(ws: Workspace, elsewhere: str) -> None:
+def test_the_watch_tells_what_changes_and_starts_nothing(ws: Workspace, elsewhere: str, champion: int) -> None:
     settings = free_serving().model_copy(update={"url": elsewhere, "canary_s": 0.05})
     lines: list[str] = []
     ended = threading.Event()
-    champion = repository.pinned(ws.triton)
-    assert champion is not None  # of the test before
     teller = threading.Thread(target=remote.follow, args=(ws, settings, lines.append, ended))
     teller.start()
     try:
@@ -156,18 +164,19 @@ def test_serve_with_a_url_ends_quietly_when_it_is_told_to(ws: Workspace, elsewhe
 
 
 @pytest.mark.triton
-def test_a_triton_that_reads_another_folder_is_left_alone(ws: Workspace, elsewhere: str, tmp_path: Path, hapctl: Run) -> None:
+def test_a_triton_that_reads_another_folder_is_left_alone(
+    ws: Workspace, elsewhere: str, champion: int, tmp_path: Path, hapctl: Run
+) -> None:
     copy = Workspace(tmp_path / "ws")
     shutil.copytree(ws.root, copy.root, ignore=shutil.ignore_patterns("triton", ".dvc", "ledger.db"))
     code, _, err = hapctl(copy, "promote", "--model", "v2", "--force", "--reason", "x", "--url", elsewhere)
     assert code == 1 and f"does not read {copy.triton}" in err and len(err.splitlines()) == 1
     assert list(copy.triton.iterdir()) == [] and open_ledger(copy, copy.params()).rows() == []
-    serves = repository.pinned(ws.triton)
-    assert remote.look(elsewhere, 5).version == serves
+    assert remote.look(elsewhere, 5).version == champion
     copy.params_file.write_text(copy.params_file.read_text().replace("serving: {", f"serving: {{url: '{elsewhere}', "))
     found = {finding.check: finding for finding in examine(copy.root)}
     assert "triton" not in found  # none is needed here
-    assert not found["serving"].well and f"serves v{serves}, the ledger says no champion" in found["serving"].said
+    assert not found["serving"].well and f"serves v{champion}, the ledger says no champion" in found["serving"].said
     assert f"{elsewhere}, which serving.url names, is somebody else's" in hapctl(copy, "stop")[1]
 
 

@@ -167,11 +167,12 @@ def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None
         assert come(0) == follows.result()
 
 
-def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, small_params: Params) -> None:
+@pytest.mark.parametrize("steps", [(28,), pytest.param((8, 28, 60), marks=pytest.mark.long)])
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, steps: tuple[int, ...]) -> None:
     finish(start(workspace, ALONE))
     undisturbed = outcome(workspace)
     shutil.rmtree(workspace.models)
-    for step in (8, 28, 60):
+    for step in steps:
         process = start(workspace, ALONE)
         wait_for_checkpoints(workspace, process, step)
         os.killpg(process.pid, signal.SIGKILL)
