@@ -20,6 +20,13 @@ class Drift(Strict):
     numeric_threshold: float = Field(default=0.1, gt=0, description="wasserstein: standard deviations; psi: its value")
     categorical_method: Literal["jensenshannon", "psi"] = "jensenshannon"
     categorical_threshold: Annotated[float, Field(gt=0)] = 0.1
+    missing_threshold: float = Field(
+        default=0.03,
+        gt=0,
+        lt=1,
+        description="change of the share of rows without a value: the rate itself, which people know, and about what Jensen-Shannon 0.1 "
+        "allows where no value was missing",
+    )
     max_rows: Count = 20_000
     page_from: float = Field(
         default=3.0,
