@@ -2,7 +2,7 @@
 
 import datetime as dt
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,9 +111,14 @@ def spoiled(ws: Workspace, root: Path, case: Case, requests: int, days: Sequence
                     shutil.rmtree(logs / table / f"day={day}")
                     shutil.move(made / table / f"day={day}", logs / table / f"day={day}")
         return copy
+    rewrite(logs, first, lambda table, rows: faults.distort(table, rows, wrong))
+    return copy
+
+
+def rewrite(logs: Path, first: dt.date, change: Callable[[str, pa.Table], pa.Table]) -> None:
+    """Write the logs from a day on again, as `change` leaves each table's rows."""
     for table in contract.TABLES:
         for day in contract.table_days(logs, table):
             if day >= first:
                 rows = pa.concat_tables([pq.ParquetFile(path).read() for path in contract.read_paths(logs, table, day)])
-                contract.write_day(logs, table, day, faults.distort(table, rows, wrong))
-    return copy
+                contract.write_day(logs, table, day, change(table, rows))
