@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:
-    return [Case(name, size) for name in NAMED for size in (sizes_of(name)[1:2] if args.quick else sizes_of(name))]
+    return [Case(name, size) for name in args.faults for size in (sizes_of(name)[1:2] if args.quick else sizes_of(name))]
 
 
 def _row(one: Watched) -> dict[str, Any]:
@@ -216,6 +216,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, help="of a day (default 1500, quick 800)")
     parser.add_argument("--root", type=Path, help="where the workspace stays, and is taken up again with its first champion")
     parser.add_argument("--parts", nargs="+", choices=("quiet", "faults", "cost"), default=["quiet", "faults", "cost"], help="of the table")
+    parser.add_argument("--faults", nargs="+", choices=tuple(NAMED), default=list(NAMED), help="that are tried (default all)")
     parser.add_argument("--rows", type=int, default=100_000, help="whose cost is measured (default 100000)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of text")
     args = parser.parse_args(words)
