@@ -1,11 +1,11 @@
-"""What the watchers of the funnel and of quality say of the days after a champion was judged, and of days with a fault in the logs.
+"""What the figures of the funnel and of quality do on the days after a champion was judged, and how often chance alone alarms.
 
     make demo
-    OMP_NUM_THREADS=1 python benchmarks/watched_days.py [--root build/demo] [--days 5] [--faults broken-feature:zero ...] [--splits 100]
+    OMP_NUM_THREADS=1 python benchmarks/watched_days.py [--root build/demo] [--days 5] [--splits 100]
 
 The demo's simulation goes on (same seed, same world) in a copy of its workspace, and its champion, trained on two days, is watched as
-it ages. Faults are those of `hapctl simulate`, on the first day after the judging day. `--splits` asks how often chance alone alarms:
-the users of the judged day are drawn into two halves, one is the day and the other its reference, and nothing differs. A figure's
+it ages. Days with faults, and the alarms of all watchers, are `benchmarks/drift.py`'s. `--splits` asks how often chance alone alarms: the
+users of the judged day are drawn into two halves, one is the day and the other its reference, and nothing differs. A figure's
 ratio is how far it moved over its limit; a ratio above 1 is a finding.
 """
 
@@ -32,8 +32,8 @@ from flows.looks import estimate, funnel
 from flows.looks.served import Days, scored
 from flows.looks.subject import Subject
 from hap.days import day_range, parse_day
-from hap.logs import contract, faults
-from hap.logs.simulator import DEFAULTS, simulate
+from hap.logs import contract
+from hap.logs.simulator import simulate
 from hap.monitoring import estimate as quality
 from hap.monitoring.findings import Figure, Look
 from hap.monitoring.funnel import Counted, watch_routing, watch_shares
@@ -46,7 +46,6 @@ from hap.tables import table
 from hap.workspace import Workspace
 
 SHOWN = ("estimate.auc", "realized.auc", "funnel.unrouted_clicks", "funnel.agreement", "funnel.edge_median", "funnel.edge_spread")
-FAULTS = ("broken-feature:zero", "shifted-prices", "new-category")
 
 
 def ratio(one: Figure) -> float:
@@ -57,7 +56,7 @@ def ratio(one: Figure) -> float:
     return moved / (one.reference - one.least)
 
 
-def go_on(source: Path, folder: Path, days: int, fault: str | None) -> tuple[Workspace, list[dt.date]]:
+def go_on(source: Path, folder: Path, days: int) -> tuple[Workspace, list[dt.date]]:
     """A copy of the demo's workspace with the days after its last one simulated and collected."""
     shutil.copytree(source, folder, symlinks=True)
     ws = Workspace(folder)
@@ -65,9 +64,8 @@ def go_on(source: Path, folder: Path, days: int, fault: str | None) -> tuple[Wor
     known = partitions.collected_days(ws)
     requests = partitions.load(ws, known[0]).requests
     new = day_range(known[-1] + dt.timedelta(days=1), known[-1] + dt.timedelta(days=days))
-    wrong = [faults.parse(fault, new[0], None, params.seed, params.features, DEFAULTS.content_types)] if fault else []
     logs, made = Path(ws.logs(params)), folder / "simulated"
-    simulate(made, known[0], len(known) + days, requests, params.seed, params.features, wrong=wrong)
+    simulate(made, known[0], len(known) + days, requests, params.seed, params.features)
     for name in contract.TABLES:
         for part in sorted((made / name).glob("day=*")):
             if part.name > f"day={known[-1]}":
@@ -124,32 +122,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("build/demo"), help="the workspace that `make demo` left (default build/demo)")
     parser.add_argument("--days", type=int, default=5, help="after the judging day (default 5)")
-    parser.add_argument("--faults", nargs="*", default=list(FAULTS), help=f"of the first of these days (default {' '.join(FAULTS)})")
     parser.add_argument("--splits", type=int, default=100, help="of the judged day's users into halves (default 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of text")
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    chance: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="hap-watched-") as scratch:
         version = max(int(path.stem.removeprefix("v")) for path in (args.root / "verdicts").glob("v*.json"))
-        for fault in (None, *args.faults):
-            ws, days = go_on(args.root, Path(scratch) / "ws", args.days if fault is None else 1, fault)
-            rows += [{"fault": fault or "none"} | watch(ws, version, day) for day in days]
-            if fault is None:
-                chance = split(ws, version, args.splits)
-            shutil.rmtree(ws.root)
-            print(f"{fault or 'ageing'}: done", file=sys.stderr)
+        ws, days = go_on(args.root, Path(scratch) / "ws", args.days)
+        rows = [watch(ws, version, day) for day in days]
+        chance = split(ws, version, args.splits)
     about = {"cpus": os.cpu_count(), "machine": platform.machine(), "numpy": np.__version__, "version": f"v{version}"}
     if args.json:
         print(json.dumps({"environment": about, "days": rows, "splits": args.splits, "found_by_chance": chance}, indent=2))
         return 0
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    heads = ["fault", "day", *SHOWN, "worst", "cpu_s"]
-    shown = [{"fault": "none", "day": "judged", "worst": "", "cpu_s": "", **rows[0]["reference"]}, *rows]
+    heads = ["day", *SHOWN, "worst", "cpu_s"]
+    shown = [{"day": "judged", "worst": "", "cpu_s": "", **rows[0]["reference"]}, *rows]
     cells = [[f"{row[name]:.4f}" if isinstance(row[name], float) else row[name] for name in heads] for row in shown]
     print(table([name.removeprefix("funnel.") for name in heads], cells))
     for row in rows:
-        print(f"{row['fault']} {row['day']}: {', '.join(row['findings']) or 'quiet'}")
+        print(f"{row['day']}: {', '.join(row['findings']) or 'quiet'}")
     told = ", ".join(f"{cause} {count}" for cause, count in chance.most_common()) or "none"
     print(f"findings between two halves of one day's users, of {args.splits}: {told}")
     return 0

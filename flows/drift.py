@@ -8,7 +8,7 @@ at; last the messages, which the next look tells where this one could not.
 import datetime as dt
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hap.days import default_as_of, is_ripe, parse_day, start_of
 from hap.errors import DataError, HapError, NotFound
 from hap.logs import contract
 from hap.monitoring.causes import WATCHER as INPUTS
+from hap.monitoring.causes import gathered
 from hap.monitoring.findings import Finding, Look
 from hap.monitoring.labels import WATCHER as LABELS
 from hap.monitoring.labels import yielded
@@ -117,7 +118,7 @@ def run(subject: Subject, watchers: Sequence[Watch], *, blind: bool = False) -> 
             idle.add(watch.name)
             continue
         try:
-            looks.append((replace(watch.look(subject), watcher=watch.name), watch.title, None))
+            looks.append((watch.look(subject), watch.title, None))
         except Exception as error:  # whatever one watcher does, the others look
             looks.append((nothing, watch.title, f"could not look: {_in_words(error)}"))
             if blind:
@@ -126,12 +127,17 @@ def run(subject: Subject, watchers: Sequence[Watch], *, blind: bool = False) -> 
                 failures.append(_failure(subject, watch, error))
     unjudged = frozenset(f"{WATCH}:{name}" for name in idle)
     about = Look(watcher=WATCH, day=str(subject.day), findings=tuple(failures), unjudged=unjudged)
-    by_name = {look.watcher: look for look, _, _ in looks}
-    seen = []
-    for look, title, note in looks:
-        judged = yielded(look, by_name[LABELS]) if look.watcher == INPUTS and LABELS in by_name else look
-        seen.append(Seen.of(judged, title, note))
+    told = _each_cause_once([look for look, _, _ in looks])
+    seen = [Seen.of(look, title, note) for look, (_, title, note) in zip(told, looks, strict=True)]
     return [*seen, Seen.of(about, "The watchers themselves")]
+
+
+def _each_cause_once(looks: Sequence[Look]) -> list[Look]:
+    """The looks of a day, of which one alone speaks of each cause: of clicks labels does, where it could judge them."""
+    by_name = {look.watcher: look for look in looks}
+    if {INPUTS, LABELS} <= by_name.keys():
+        by_name[INPUTS] = yielded(by_name[INPUTS], by_name[LABELS])
+    return gathered(list(by_name.values()))
 
 
 def _in_words(error: Exception) -> str:

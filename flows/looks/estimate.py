@@ -3,7 +3,7 @@
 from flows.bundles import bundle_of
 from flows.looks.served import UNSCORABLE, labels_missing, reference_of, sides
 from flows.looks.subject import Subject
-from hap.monitoring.estimate import exposed_of, look_at, quality
+from hap.monitoring.estimate import WATCHER, exposed_of, look_at, quality
 from hap.monitoring.findings import Look
 from hap.registry.versions import read_verdict
 from hap.samples import partitions
@@ -16,7 +16,7 @@ def look(subject: Subject) -> Look:
     """
     ws, params, day = subject.ws, subject.params, str(subject.day)
     if subject.day in subject.window or partitions.find(ws, subject.day) is None:
-        return Look(watcher="estimate", day=day, findings=(), missing=True)
+        return Look(watcher=WATCHER, day=day, findings=(), missing=True)
     bundle = bundle_of(ws, params, subject.champion)
     labelled = labels_missing(ws, params, subject.day) is None
     found = None

@@ -13,7 +13,7 @@ from flows.looks.served import UNSCORABLE, Days, labels_missing, reference_of, s
 from flows.looks.subject import Subject
 from hap.monitoring.columns import user_column
 from hap.monitoring.findings import Finding, Look
-from hap.monitoring.funnel import Counted, Funnelled, funnel_look
+from hap.monitoring.funnel import WATCHER, Counted, Funnelled, funnel_look
 from hap.monitoring.scored import Scored
 from hap.params import KINDS
 from hap.registry.versions import label, read_verdict
@@ -24,7 +24,7 @@ def look(subject: Subject) -> Look:
     """The funnel of a day beside the champion's training window, judging day and verdict."""
     ws, params, day = subject.ws, subject.params, str(subject.day)
     if subject.day in subject.window or partitions.find(ws, subject.day) is None:
-        return Look(watcher="funnel", day=day, findings=(), missing=True)
+        return Look(watcher=WATCHER, day=day, findings=(), missing=True)
     bundle, verdict = bundle_of(ws, params, subject.champion), read_verdict(ws, subject.champion)
     findings = []
     incomplete = labels_missing(ws, params, subject.day)

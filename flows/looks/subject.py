@@ -27,7 +27,7 @@ Watcher = Callable[[Subject], Look]
 
 @dataclass(frozen=True)
 class Watch:
-    """A watcher as the flow runs it; `name` is the watcher of its looks, so that it alone closes what it opened."""
+    """A watcher as the flow runs it; `name` is the one that its looks bear, by which it alone closes what it opened."""
 
     name: str
     title: str  # above its part of the page

@@ -22,9 +22,10 @@ def look(subject: Subject) -> Look:
             today = volume_of(con, ws, day, features)
             reference = [volume_of(con, ws, past, features) for past in window]
             files, past_files = partitions.parquet_files(ws, [day]), partitions.parquet_files(ws, window)
-            # Each side's ids are looked up in as many days before it.
-            before = partitions.parquet_files(ws, window[-max(len(window) - 1, 1) :])
-            last, earlier = partitions.parquet_files(ws, window[-1:]), partitions.parquet_files(ws, window[:-1])
+            # Each side's ids are looked up in as many days right before it.
+            last = partitions.parquet_files(ws, window[-1:])
+            newest = window[-1] if window else day
+            before, earlier = (partitions.parquet_files(ws, partitions.days_before(ws, one, len(window) - 1)) for one in (day, newest))
             now = Columns(null_shares(con, files, features), unseen_shares(con, files, before, features))
             then = Columns(
                 null_shares(con, past_files, features) if past_files else {}, unseen_shares(con, last, earlier, features) if earlier else {}

@@ -49,8 +49,8 @@ def simulate(
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            help="A fault of the logs: new-category, broken-feature[:null|constant|zero], shifted-prices, late-logs or click-outage. "
-            "Repeatable.",
+            help="A fault of the logs, new-category, broken-feature[:null|constant|zero], shifted-prices, late-logs or click-outage, or "
+            "of the world, interest-drift. Repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hap.logs.world import DAY_US, HOUR_US, SimulatorSettings, World, nearest_interest
+from hap.logs.world import DAY_US, HOUR_US, SimulatorSettings, Turn, World, nearest_interest
 
 CHUNK_REQUESTS = 512  # drawn together from one stream, so it is part of the world; 512 x 3,000 scores stay near the cache
 _INGEST_LAG_US = 20_000_000
@@ -35,9 +35,9 @@ class Chunk:
     share_RE: np.ndarray
 
 
-def begin(settings: SimulatorSettings, seed: int, first_day: dt.date, requests_per_day: int) -> World:
+def begin(settings: SimulatorSettings, seed: int, first_day: dt.date, requests_per_day: int, turn: Turn | None = None) -> World:
     """A world at 00:00 of its first day, with histories that its own clicks have made."""
-    world = World(settings, seed, first_day, requests_per_day)
+    world = World(settings, seed, first_day, requests_per_day, turn)
     for day in range(-settings.warmup_days, 0):
         for _ in day_chunks(world, day):
             pass

@@ -1,7 +1,8 @@
-"""Faults of logging, switched on from a day: the world goes on as ever, what the logs show of it goes wrong.
+"""Faults, switched on from a day. Of logging: the world goes on as ever, what the logs show of it goes wrong.
 
-Each is a function of one table of the log contract. Which rows it hits follows from a hash of their ids, so a fault is
-the same in every table and on every run. docs/simulator.md gives sizes and what each one breaks downstream.
+Each of these is a function of one table of the log contract. Which rows it hits follows from a hash of their ids, so a fault
+is the same in every table and on every run. One fault is of the world, interest-drift: the logs are right, people want
+something else (hap.logs.world.Turn). docs/simulator.md gives sizes and what each one breaks downstream.
 """
 
 import datetime as dt
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from hap.days import start_of
 from hap.errors import UsageError
 from hap.logs import contract
+from hap.logs.world import Turn
 from hap.params import Feature, Features
 
 LATE_HOURS = (3.0, 9.0)  # after the midnight that ends the row's day: past the default label delay of 2 hours
@@ -67,7 +69,7 @@ def parse(text: str, from_day: dt.date, size: float | None, seed: int, features:
     name, detail, size = asked(text, size)
     kind = _KINDS[name]
     if kind.needs and kind.needs not in {feature.name for feature in features.item}:
-        raise UsageError(f"--fault {text} changes the item feature {kind.needs}, which `features` in params.yaml does not declare")
+        raise UsageError(f"--fault {text} shows in the item feature {kind.needs}, which `features` in params.yaml does not declare")
     if name == "broken-feature":
         detail = f"{broken_column(features).name}:{detail or BREAKS[0]}"
     elif name == "new-category":
@@ -112,6 +114,17 @@ def distort(table: str, rows: pa.Table, faults: Sequence[Fault]) -> pa.Table:
     """Rows of one of the contract's tables as a logging system with these faults writes them."""
     for fault in faults:
         rows = _KINDS[fault.name].distort(table, rows, fault)
+    return rows
+
+
+def turn_of(faults: Sequence[Fault], first_day: dt.date) -> Turn | None:
+    """What the faults do to the world whose first day is `first_day`; None where they are of logging alone."""
+    turns = [fault for fault in faults if fault.name in WORLD]
+    return Turn((turns[-1].from_day - first_day).days, turns[-1].size) if turns else None
+
+
+def _as_it_is(table: str, rows: pa.Table, fault: Fault) -> pa.Table:
+    """Nothing is logged wrongly."""
     return rows
 
 
@@ -183,8 +196,10 @@ _KINDS = {
     "shifted-prices": Kind(1.5, "factor", _shifted_prices, "price"),
     "late-logs": Kind(0.3, "share of requests", _late_logs),
     "click-outage": Kind(0.8, "share of feedback, 12:00 to 18:00 UTC", _click_outage),
+    "interest-drift": Kind(0.25, "share of interests", _as_it_is, "content_type"),
 }
 FAULTS = tuple(_KINDS)
+WORLD = ("interest-drift",)  # of the world, and not of its logs
 
 
 def _active(rows: pa.Table, fault: Fault) -> np.ndarray:

@@ -69,7 +69,7 @@ def simulate(
     """Write `days` days of logs from `first_day` on, and the feedback that arrives the day after the last.
 
     Args:
-        wrong: faults of the logs; the world is the same with and without them.
+        wrong: faults; with and without those of the logs the world is the same.
         progress: called with (requests done, requests in all) after every chunk.
 
     Raises:
@@ -80,7 +80,7 @@ def simulate(
         raise UsageError(f"{days} days of {requests_per_day} requests: both must be at least 1")
     contract.check_declared(features, REQUEST_COLUMNS, ITEM_COLUMNS, HISTORY_COLUMNS, "the simulator")
     schemas = {table: contract.table_schema(table, features) for table in contract.TABLES}
-    world = begin(settings, seed, first_day, requests_per_day)
+    world = begin(settings, seed, first_day, requests_per_day, faults.turn_of(wrong, first_day))
     calendar = day_range(first_day, first_day + dt.timedelta(days=days - 1))
     rows = dict.fromkeys(contract.TABLES, 0)
     clicks = done = 0

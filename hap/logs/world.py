@@ -16,6 +16,7 @@ from hap.days import start_of
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 AGE_BANDS = 8
+TURN_DAYS = 5  # from the first interests that turn to the last
 _PURPOSES = ("types", "authors", "users", "items", "past", "drift", "mood", "day", "chunk", "fault")
 _ORIGIN = 1024  # days before the first have negative numbers, seeds may not
 
@@ -66,6 +67,21 @@ class SimulatorSettings:
     slots_per_day: int = 8  # histories and catalogue are refreshed at the start of each
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Interests that turn to the first content type: a `TURN_DAYS`th of `share` of them each midnight from day number `day` on.
+
+    What has turned stays so: a new user in the same place begins with it, and an interest that gives way gives way to it.
+    """
+
+    day: int
+    share: float  # of all interests, once it is whole
+
+    def share_on(self, day: int) -> float:
+        """The share that has turned on a day."""
+        return self.share * min(max(day - self.day + 1, 0), TURN_DAYS) / TURN_DAYS
+
+
 @dataclass
 class Items:
     """Every item published so far, by index; item_id = index + 1. Arrays of length N."""
@@ -94,8 +110,9 @@ class World:
     lives through those days.
     """
 
-    def __init__(self, settings: SimulatorSettings, seed: int, first_day: dt.date, requests_per_day: int) -> None:
+    def __init__(self, settings: SimulatorSettings, seed: int, first_day: dt.date, requests_per_day: int, turn: Turn | None = None) -> None:
         self.settings, self.seed, self.first_day, self.requests_per_day = settings, seed, first_day, requests_per_day
+        self.turn = turn
         s = settings
         rng = self.stream("types")
         self.type_TD = _unit(rng.standard_normal((s.content_types, s.latent_dim)))
@@ -164,6 +181,9 @@ class World:
         self.user_id_U[gone] = self.user_id_U.max() + 1 + np.arange(len(gone))
         self.hist_item_UH[gone], self.hist_us_UH[gone] = -1, 0
         self.pending = [clicks[:, ~np.isin(clicks[0], gone)] for clicks in self.pending]
+        if self.turn:
+            place = self.stream("fault").random(self.type_UI.shape)  # the same every day, so that what has turned stays turned
+            self.type_UI = np.where(place < self.turn.share_on(day), 0, self.type_UI)
 
     def open_slot(self, day: int, slot: int) -> None:
         """Move some users' minds to another of their interests."""

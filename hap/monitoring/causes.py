@@ -1,4 +1,4 @@
-"""From judged columns to findings: which columns speak of one cause, and how bad that is.
+"""From judged columns to findings: which columns speak of one cause, and how bad that is; and one finding for each cause of a day.
 
 input:NAME          a declared feature in whatever way it moved (value, presence, new ids, concentration), or history_length
 labels:click_rate   clicks among what was exposed
@@ -6,18 +6,27 @@ cascade:candidates  how many candidates are logged, and how they fall into expos
 catalogue:GN        global negatives for each positive: the day's catalogue has too few items, or others
 
 Every judged column is a figure, too: its distance from the training window, of which a trend is drawn.
+
+Several watchers may see one cause: traffic counts the candidates of a request, inputs and the funnel how they fall into stages.
+`gathered` makes one finding of that, so that one incident opens, and closes when none of them sees it any more. It also takes what
+follows from a broken input, from lost feedback or from a changed cascade into the finding of that: the model's figures move with them.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hap.monitoring.columns import Column, ColumnDrift
 from hap.monitoring.findings import Figure, Finding, Look, as_one, ranked
-from hap.params import Severity
+from hap.params import SEVERITIES, Severity
 
 WATCHER = "inputs"
 CAUSES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
 LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
 OF_CLICKS = frozenset({"click_rate", "GN_per_EP"})  # columns that say nothing before labels have matured
+TOLD_BY = {"cascade:candidates": WATCHER}  # who tells what several watchers see, so that one watcher opens and closes it
+MISSING = "missing"  # the method of presence: shares of the rows without a value
+ROOTS, EFFECTS = ("input", "cascade"), ("funnel", "quality")  # kinds: the second follow from the first, and from lost feedback
+APART = frozenset({"funnel:scores", "funnel:labels"})  # answers that are no numbers, and what is said of the look itself
 METHODS = {"wasserstein": "Wasserstein distance in sd", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
 
 
@@ -46,7 +55,7 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
             finding = Finding(
                 cause=cause,
                 severity=_severity(one, page_from),
-                said=in_words(column.name, one),
+                said=in_words(column.of, one),
                 value=one.value,
                 limit=one.threshold,
                 do=f"hapctl show {day}",
@@ -65,10 +74,56 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
     )
 
 
+def gathered(looks: Sequence[Look]) -> list[Look]:
+    """The looks of a day, with what several watchers found of one cause in the words of the one that tells it.
+
+    The others' words become part of its finding. Their own incident, from a day on which it could not look, stays as it is while the
+    cause is found. Where it saw nothing of the day, each speaks for itself.
+    """
+    told = list(looks)
+    for cause, name in TOLD_BY.items():
+        place = next((place for place, look in enumerate(told) if look.watcher == name and not look.missing), None)
+        several = [finding for look in told for finding in look.findings if finding.cause == cause]
+        if place is None or not several:
+            continue
+        told = [_without(look, cause) for look in told]
+        teller = told[place]
+        findings = ranked([*teller.findings, as_one(ranked(several))])
+        told[place] = replace(teller, findings=tuple(findings), unjudged=teller.unjudged - {cause})
+    return _with_effects(told)
+
+
+def _with_effects(looks: list[Look]) -> list[Look]:
+    """The looks with what follows from the worst root of the day told there: an effect never goes into a milder cause."""
+    roots = [one for look in looks for one in look.findings if one.kind in ROOTS or one.cause == "labels:outage"]
+    root = next(iter(ranked(roots)), None)
+    if root is None or root.severity == "info":
+        return looks
+    effects = [one for look in looks for one in look.findings if one.kind in EFFECTS and one.cause not in APART]
+    effects = [one for one in ranked(effects) if SEVERITIES.index(one.severity) >= SEVERITIES.index(root.severity)]
+    if not effects:
+        return looks
+    for effect in effects:
+        looks = [_without(look, effect.cause) for look in looks]
+    named = ", ".join(f"{effect.cause} ({effect.excess:.1f} times its limit)" for effect in effects)
+    whole = replace(root, said=f"{root.said}; with it moved {named}")
+    return [replace(look, findings=tuple(whole if one is root else one for one in look.findings)) for look in looks]
+
+
+def _without(look: Look, cause: str) -> Look:
+    """A look that leaves a cause to another watcher."""
+    kept = tuple(finding for finding in look.findings if finding.cause != cause)
+    return look if len(kept) == len(look.findings) else replace(look, findings=kept, unjudged=look.unjudged | {cause})
+
+
 def in_words(name: str, one: ColumnDrift) -> str:
     """What became of a column: method, figure, threshold and means, or why it was not compared."""
     if one.method is None or one.value is None or one.threshold is None:
         return f"{name}: {one.note}"
+    if one.method == MISSING:
+        now, before = one.current_mean or 0.0, one.reference_mean or 0.0
+        told = f"from {_percent(one.threshold)} more or less on it is told"
+        return f"{name} is missing on {_percent(now)} of rows, {_percent(before)} in the training window; {told}"
     moved = ""
     if one.reference_mean is not None and one.current_mean is not None:
         moved = f"; its mean went from {one.reference_mean:.4g} to {one.current_mean:.4g}"
@@ -87,5 +142,18 @@ def _figure_name(column: Column) -> str:
 
 
 def _figure(column: Column, one: ColumnDrift) -> Figure:
+    if one.method == MISSING and one.reference_mean is not None and one.threshold is not None:
+        return Figure(
+            name=_figure_name(column),
+            title=f"share of rows without {column.of}",
+            value=one.current_mean,
+            reference=one.reference_mean,
+            least=max(one.reference_mean - one.threshold, 0.0),
+            most=one.reference_mean + one.threshold,
+        )
     method = f", {METHODS[one.method]}" if one.method else ""
     return Figure(name=_figure_name(column), title=f"{column.name}{method}", value=one.value, most=one.threshold)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

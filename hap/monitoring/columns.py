@@ -25,10 +25,18 @@ class Column:
     role: Literal["value", "present", "seen", "rank"] = "value"
     alike: bool = False
 
+    @property
+    def of(self) -> str:
+        """What a person calls it: the column that values are missing in."""
+        return self.source if self.role == "present" else self.name
+
 
 @dataclass(frozen=True)
 class ColumnDrift:
-    """One column as judged; `threshold` is the configured one widened by the noise of samples this small."""
+    """One column as judged; `threshold` is the configured one widened by the noise of samples this small.
+
+    Of missing values `value` is the change of their share of the rows, and the means are the shares.
+    """
 
     method: str | None
     value: float | None

@@ -2,10 +2,11 @@
 
 Judged are, per request: user and context features, history length, logged candidates, shares of the exposed, ranked and
 pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
-Jensen-Shannon distance, or PSI), never p-values and never a share of columns: one broken column is an alarm.
+Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and never a share of columns: one broken
+column is an alarm.
 
 Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:
-    NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days before it
+    NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days right before it
     NAME_rank  how concentrated rows are on few ids, whichever these are: ranks of ids by frequency within their own day
 A dense column with nulls gets NAME_present beside it; a null category is a value of its own, "missing".
 """
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hap.errors import DataError
-from hap.monitoring.causes import LEAST_ROWS, look_at
+from hap.monitoring.causes import LEAST_ROWS, MISSING, look_at
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns
 from hap.monitoring.findings import Look
 from hap.params import Drift, Features, Params
 from hap.samples.order_key import order_key_sql
-from hap.samples.partitions import parquet_files
+from hap.samples.partitions import days_before, parquet_files
 from hap.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
 RANKS = (10, 100, 1000)
 CHANCE = 0.999  # sampling noise stays below what widens a threshold this often
+SHARE_NOISE = 3.3  # standard deviations that the difference of two equal shares exceeds as seldom
 WASSERSTEIN_NOISE = 3.0  # the same quantile of the distance of two equal normal samples, in units of sqrt(1/n + 1/m)
 
 
@@ -71,7 +73,7 @@ def sample_frames(ws: Workspace, params: Params, reference_days: Sequence[dt.dat
         con.execute("SET enable_progress_bar = false")
         frames = []
         for side, last in ((days, days[-1]), ([day], day)):
-            before = [past for past in days if past < last][-(len(days) - 1) :] if len(days) > 1 else []
+            before = days_before(ws, last, len(days) - 1)
             own, earlier = ([str(path) for path in parquet_files(ws, chosen)] for chosen in (side, before))
             frames.append(_frame(con, own, earlier, str(last), params))
     return frames[0], frames[1]
@@ -186,6 +188,9 @@ def drift_report(
             before, after = _folded(before, after)
             if column.role == "present" and not (before == "missing").any() and not (after == "missing").any():
                 continue  # nothing is ever missing: not worth a row on the page
+            if column.role == "present" and min(before.size, after.size) >= LEAST_ROWS:
+                judged[name] = _presence(before, after, settings, _noise(reference, current, before, after, column))
+                continue
         if note := _absence(column, name in reference, name in current, before.size, after.size):
             lost = bool(before.size) and not after.size and column.role != "seen"
             judged[name] = ColumnDrift(None, None, None, lost, _mean(before), _mean(after), before.size, after.size, note)
@@ -234,20 +239,16 @@ def _evidently(
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # of its own use of pandas and NumPy, at import and at run
         from evidently import DataDefinition, Dataset, Report
-        from evidently.presets import DataDriftPreset
+        from evidently.metrics import ValueDrift
 
         definition = DataDefinition(
             numerical_columns=[column.name for column in columns if column.type == "numeric"],
             categorical_columns=[column.name for column in columns if column.type == "categorical"],
         )
-        preset = DataDriftPreset(
-            columns=[column.name for column in columns],
-            per_column_method={column.name: _method(column, settings) for column in columns},
-            per_column_threshold=thresholds,
-            drift_share=round(0.5 / len(columns), 3),  # one drifted column is enough for the page's headline
-        )
+        # One by one: DataDriftPreset measures each column three times and draws it twice (docs/decisions.md).
+        asked = [ValueDrift(column=one.name, method=_method(one, settings), threshold=thresholds[one.name]) for one in columns]
         sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in (current, reference)]
-        snapshot = Report([preset], include_tests=True).run(*sides)
+        snapshot = Report(list(asked), include_tests=True).run(*sides)
         target = Path(scratch) / "page.html"
         snapshot.save_html(str(target))
         page = target.read_bytes()
@@ -275,6 +276,15 @@ def _widened(column: Column, settings: Drift, levels: int, noise: float) -> floa
     bins = levels if column.type == "categorical" else min(levels, 30)
     chance = float(chi2.ppf(CHANCE, max(bins - 1, 1))) * noise
     return threshold + chance if method == "psi" else math.hypot(threshold, math.sqrt(chance / 8))
+
+
+def _presence(before: "pd.Series[Any]", after: "pd.Series[Any]", settings: Drift, noise: float) -> ColumnDrift:
+    """The shares of rows without a value, beside each other; `noise` as `_noise` gives it."""
+    then, now = (float((side == "missing").mean()) for side in (before, after))
+    pooled = (then * before.size + now * after.size) / (before.size + after.size)
+    threshold = math.hypot(settings.missing_threshold, SHARE_NOISE * math.sqrt(pooled * (1 - pooled) * noise))
+    moved = abs(now - then)
+    return ColumnDrift(MISSING, moved, round(threshold, 4), moved >= threshold, then, now, before.size, after.size)
 
 
 def _noise(reference: "pd.DataFrame", current: "pd.DataFrame", before: "pd.Series[Any]", after: "pd.Series[Any]", column: Column) -> float:

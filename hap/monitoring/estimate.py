@@ -38,6 +38,7 @@ from hap.serving.merge import logit_and_ctr
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+WATCHER = "estimate"
 LEAST_CLICKS = 20  # and as many of no click, to fit a map of its own
 CAUSES = ("quality:estimate", "quality:realized")
 AUC_FIGURES = {
@@ -217,7 +218,7 @@ def look_at(day: str, found: Quality | None, margin: float, page_from: float) ->
         margin: AUC that may be lost. page_from: times what had to be lost for a finding, from which it is a page.
     """
     if found is None:
-        return Look(watcher="estimate", day=day, findings=(), unjudged=frozenset(CAUSES), figures=_figures(None, margin))
+        return Look(watcher=WATCHER, day=day, findings=(), unjudged=frozenset(CAUSES), figures=_figures(None, margin))
     findings = []
     unjudged = set()
     changes = (("estimate", "estimated from the scores", found.estimated_change), ("realized", "by the clicks", found.realized_change))
@@ -232,9 +233,11 @@ def look_at(day: str, found: Quality | None, margin: float, page_from: float) ->
         before = found.reference.value
         said = f"AUC of exposed candidates, {how}, went from {before:.4f} to {before - lost:.4f}: {lost:.3f} lost, more than {limit:.3f}"
         do = f"hapctl show {day}"
-        findings.append(Finding(cause=f"quality:{name}", severity=severity, said=said, value=lost, limit=limit, do=do))
+        findings.append(
+            Finding(cause=f"quality:{name}", severity=severity, said=said, value=lost, limit=limit, do=do, figure=f"{name}.auc")
+        )
     return Look(
-        watcher="estimate", day=day, findings=tuple(ranked(findings)), unjudged=frozenset(unjudged),
+        watcher=WATCHER, day=day, findings=tuple(ranked(findings)), unjudged=frozenset(unjudged),
         figures=_figures(found, margin),
     )  # fmt: skip
 

@@ -3,9 +3,10 @@
 Figures that need no label: shares of RN, PRN and of their difficulty buckets, the routed share, the light score at the routing edge,
 and how far light and expressive agree on what is routed. Figures that wait for labels: the other shares, clicks on unrouted
 candidates, GAUC by kind, and calibration. Each has an interval over users (hap.monitoring.clustered) and is a finding where it
-moved beyond its limit (hap.monitoring.watched). GAUC is one where it fell: a rise needs nobody.
+moved beyond its limit (hap.monitoring.watched). GAUC is one where it fell: a rise needs nobody. Shares of EN and GN are figures alone:
+they follow from the exposed share and from clicks, which the inputs and labels judge.
 
-funnel:shares               kinds and buckets among the samples
+cascade:candidates          shares of RN, PRN and of their buckets among the samples, which the inputs and traffic see, too
 funnel:routed_share         candidates that the expressive model rescores
 funnel:edge                 light score of the last routed candidate of a request: its median, or its spread
 funnel:agreement            order of the routed candidates by light and by expressive
@@ -35,6 +36,7 @@ from hap.monitoring.scored import Scored
 from hap.monitoring.watched import Known, Watched, look_at
 from hap.params import KINDS, MODELS, NEGATIVES, Funnel
 
+WATCHER = "funnel"
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 GN = KINDS.index("GN")
@@ -75,7 +77,7 @@ def funnel_look(day: str, seen: Funnelled, rules: Funnel, page_from: float, find
         *watch_routing(seen.scored, seen.scored_before, rules, seen.labelled),
         *watch_quality(seen.sampled if seen.labelled else None, seen.verdict, rules),
     ]
-    return look_at("funnel", day, watched, page_from, len(seen.counted.user), findings)
+    return look_at(WATCHER, day, watched, page_from, len(seen.counted.user), findings)
 
 
 # What is measured
@@ -215,7 +217,7 @@ def watch_shares(now: Counted, before: Counted | None, rules: Funnel, labelled: 
         yield Watched(
             name=f"funnel.{name}",
             title=f"share of {'bucket ' if what == 'bucket' else ''}{kind} among {'all' if kind == 'GN' else 'logged'} rows",
-            cause="funnel:shares",
+            cause="cascade:candidates" if name.startswith(UNLABELLED) else None,
             now=found if labelled or name.startswith(UNLABELLED) else undefined(),
             before=(theirs.get(name) or _none_of(before)) if before else None,
             allowed=rules.share,

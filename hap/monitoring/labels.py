@@ -144,7 +144,7 @@ def _outage(day: str, outage: Outage, settings: Labels) -> Finding:
     said = f"exposures went on and {what} fell away in {len(outage.hours)} hours ({hours} UTC): {outage.lost:.0%} of the day's are lost"
     if outage.no_click:
         said = "feedback came for the whole day and next to none of it is a click: what marks a click is broken"
-    return _finding(day, "labels:outage", said, outage.lost, settings.outage, settings)
+    return _finding(day, "labels:outage", said, outage.lost, settings.outage, "labels.lost", settings)
 
 
 def _moved(day: str, now: Side, before: Side, outage: Outage, settings: Labels) -> Finding | None:
@@ -159,12 +159,12 @@ def _moved(day: str, now: Side, before: Side, outage: Outage, settings: Labels) 
         spread = _spread(now, before)
         if change < 0 and min(spread.values()) >= settings.spread:
             shares = ", ".join(f"{share:.0%} of {name}" for name, share in spread.items())
-            return _finding(day, "labels:interest", f"{whole}; they fell in {shares}", abs(change), limit, settings)
-        return _finding(day, "labels:click_rate", whole + named, abs(change), limit, settings)
+            return _finding(day, "labels:interest", f"{whole}; they fell in {shares}", abs(change), limit, "labels.click_rate", settings)
+        return _finding(day, "labels:click_rate", whole + named, abs(change), limit, "labels.click_rate", settings)
     if places:
         worst = places[0]
         said = f"clicks per exposure moved in places: {', '.join(map(str, places[:3]))}; {worst.limit:.0%} is allowed for the first"
-        return _finding(day, "labels:click_rate", said, abs(worst.change), worst.limit, settings)
+        return _finding(day, "labels:click_rate", said, abs(worst.change), worst.limit, place_figure(worst.column, worst.value), settings)
     return None
 
 
@@ -232,7 +232,7 @@ def _later(day: str, today: Side, reference: Side, settings: Labels) -> Finding 
         f"clicks are ingested {_span(now)} after their exposure ({name}), {_span(usual)} in the reference; clicks that come after "
         "collect.label_delay_hours count for nobody"
     )
-    return _finding(day, "labels:delay", said, worst[0], settings.delay, settings)
+    return _finding(day, "labels:delay", said, worst[0], settings.delay, delay_figure(name), settings)
 
 
 def quantile(delays: Mapping[int, int], share: float, shift: float = 0.0, crowding: float = 1.0) -> float | None:
@@ -254,6 +254,16 @@ def quantile(delays: Mapping[int, int], share: float, shift: float = 0.0, crowdi
     return seconds_of(max(delays))
 
 
+def place_figure(column: str, value: str) -> str:
+    """The name of the click rate of one value of a column."""
+    return f"labels.click_rate_{column}_{value}"
+
+
+def delay_figure(quantile: str) -> str:
+    """The name of a quantile of the delays."""
+    return f"labels.delay_{quantile}_s"
+
+
 def _figures(today: Side, reference: Side, outage: Outage, settings: Labels) -> list[Figure]:
     figures = [
         _rate_figure("labels.click_rate", "clicks per exposure", today.overall, reference.overall, settings.click_rate, CHANCE),
@@ -264,10 +274,10 @@ def _figures(today: Side, reference: Side, outage: Outage, settings: Labels) -> 
         now, usual = (quantile(side.delays or {}, share) for side in (today, reference))
         most = None if usual is None else usual * settings.delay
         title = f"seconds from exposure to ingested click, {name}"
-        figures.append(Figure(name=f"labels.delay_{name}_s", title=title, value=now, reference=usual, most=most))
+        figures.append(Figure(name=delay_figure(name), title=title, value=now, reference=usual, most=most))
     for column, values in _shown(today, reference).items():
         for value, (here, there) in values.items():
-            name, title = f"labels.click_rate_{column}_{value}", f"clicks per exposure, {column} {value}"
+            name, title = place_figure(column, value), f"clicks per exposure, {column} {value}"
             figures.append(_rate_figure(name, title, here, there, settings.local, CHANCE_LOCAL))
     return figures
 
@@ -298,9 +308,9 @@ def yielded(drift: Look, labels: Look) -> Look:
     return replace(drift, findings=kept, unjudged=unjudged | {"labels:click_rate"} if found else unjudged)
 
 
-def _finding(day: str, cause: str, said: str, value: float, limit: float, settings: Labels) -> Finding:
+def _finding(day: str, cause: str, said: str, value: float, limit: float, figure: str, settings: Labels) -> Finding:
     severity: Severity = "page" if value >= settings.page_from * limit and cause != "labels:delay" else "ticket"
-    return Finding(cause=cause, severity=severity, said=said, value=value, limit=limit, do=f"hapctl show {day}")
+    return Finding(cause=cause, severity=severity, said=said, value=value, limit=limit, do=f"hapctl show {day}", figure=figure)
 
 
 def _sum(rates: Iterable[Rate]) -> Rate:

@@ -127,7 +127,7 @@ def _finding(day: str, column: str, tally: Tally, settings: Skew) -> Finding:
         said = f"{tally.differing:,} of {tally.compared:,} served requests ({tally.share:.2%}) are in no log, such as request {ids}"
     return Finding(
         cause=f"skew:{column}", severity=_severity(tally.share, settings), said=said, value=tally.share, limit=settings.max_share,
-        do=f"hapctl show {day}",
+        do=f"hapctl show {day}", figure=f"skew.{column}",
     )  # fmt: skip
 
 
@@ -135,7 +135,10 @@ def _lost(day: str, column: str, why: str, declared: bool, settings: Skew) -> Fi
     """A column that cannot be compared; one that params.yaml has given up is a matter of the next version."""
     said = f"{column}: the version that serves takes it, and {why if declared else 'params.yaml no longer declares it'}"
     severity: Severity = "page" if declared else "ticket"
-    return Finding(cause=f"skew:{column}", severity=severity, said=said, value=1.0, limit=settings.max_share, do=f"hapctl show {day}")
+    do = f"hapctl show {day}"
+    return Finding(
+        cause=f"skew:{column}", severity=severity, said=said, value=1.0, limit=settings.max_share, do=do, figure=f"skew.{column}"
+    )
 
 
 def _clock(day: str, apart_s: NDArray[np.float64], far_s: float, settings: Skew) -> Finding:
@@ -144,7 +147,8 @@ def _clock(day: str, apart_s: NDArray[np.float64], far_s: float, settings: Skew)
         f"answers lie {np.median(apart_s):+.1f} s from the event_time of their requests at the median, and beyond {settings.clock_s:g} s "
         f"in {beyond:,} of {len(apart_s):,}: the clock of a host that serves, or of one that logs, is wrong"
     )
-    return Finding(cause="skew:clock", severity="ticket", said=said, value=far_s, limit=settings.clock_s, do=f"hapctl show {day}")
+    do = f"hapctl show {day}"
+    return Finding(cause="skew:clock", severity="ticket", said=said, value=far_s, limit=settings.clock_s, do=do, figure="skew.clock")
 
 
 def _severity(share: float, settings: Skew) -> Severity:

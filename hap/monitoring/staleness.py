@@ -83,14 +83,15 @@ def _too_old(day: dt.date, version: int, ages: Mapping[str, int], limit: int) ->
     if not old:
         return []
     if len(old) == len(ages) and len(ages) > 1:
-        cause, age = "stale:data", min(old.values())
+        cause, (age, name) = "stale:data", min((age, name) for name, age in old.items())
         said = f"v{version} serves and was last trained on data of {age} days before {day}; {limit} are allowed"
     else:
         ((name, age),) = old.items()
         others = "".join(f"; its {other} model on data of {ages[other]} days before" for other in ages if other != name)
         cause, said = f"stale:{name}", f"the {name} model of v{version} was trained on data of {age} days before {day}{others}"
         said += f"; {limit} are allowed"
-    return [Finding(cause=cause, severity="ticket", said=said, value=float(age), limit=float(limit), do=f"hapctl retrain --day {day}")]
+    figure, do = f"stale.{name}_days", f"hapctl retrain --day {day}"
+    return [Finding(cause=cause, severity="ticket", said=said, value=float(age), limit=float(limit), do=do, figure=figure)]
 
 
 def _order(version: int, ages: Mapping[str, int]) -> Finding:
@@ -98,9 +99,8 @@ def _order(version: int, ages: Mapping[str, int]) -> Finding:
         f"the light model of v{version} is older than its expressive one: trained on data of {ages['light']} days before the day, "
         f"the expressive one of {ages['expressive']}; light chooses what expressive scores"
     )
-    return Finding(
-        cause="stale:order", severity="ticket", said=said, value=float(ages["light"] - ages["expressive"]), limit=1.0, do="hapctl models"
-    )
+    older = float(ages["light"] - ages["expressive"])
+    return Finding(cause="stale:order", severity="ticket", said=said, value=older, limit=1.0, do="hapctl models", figure="stale.light_days")
 
 
 def _figures(ages: Mapping[str, int | None], limit: int | None) -> list[Figure]:
@@ -149,7 +149,7 @@ def look_at_schedule(
             f"ripe for {waits[missed[0]]:.0f} hours, {overdue_hours:g} are allowed"
         )
         do = f"hapctl retrain --day {missed[0]}"
-        findings = [Finding(cause=MISSED, severity="ticket", said=said, value=float(len(missed)), limit=1.0, do=do)]
+        findings = [Finding(cause=MISSED, severity="ticket", said=said, value=float(len(missed)), limit=1.0, do=do, figure=figure.name)]
     return Look(watcher=WATCHER, day=str(day), findings=tuple(findings), figures=(figure,))
 
 

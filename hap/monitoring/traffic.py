@@ -89,10 +89,12 @@ def _volume(
     whole = f"{today.requests:,} requests, {change:+.0%} of {usual:,.0f} on {against}"
     if abs(change) > limit:
         more = f"; by hour {said}" if off else ""
-        return _finding("traffic:volume", today, f"{whole}; {limit:.0%} is allowed{more}", abs(change), limit, settings), figures
+        said = f"{whole}; {limit:.0%} is allowed{more}"
+        return _finding("traffic:volume", today, said, abs(change), limit, "traffic.requests", settings), figures
     if off and worst is not None:
         moved, most = hours[worst]
-        return _finding("traffic:volume", today, f"{whole}; single hours moved: {said}", abs(moved), most, settings), figures
+        single = f"{whole}; single hours moved: {said}"
+        return _finding("traffic:volume", today, single, abs(moved), most, "traffic.worst_hour", settings), figures
     return None, figures
 
 
@@ -122,7 +124,7 @@ def _late(today: Volume, chosen: Sequence[Volume], crowding: float, settings: Tr
         f"{sum(today.late):,} of {today.requests:,} requests ({share:.1%}) were ingested too late to count, {usual:.1%} on the days "
         "that it is compared with; what was collected lacks them"
     )
-    return _finding("traffic:late", today, said, share - usual, limit, settings), figure
+    return _finding("traffic:late", today, said, share - usual, limit, figure.name, settings), figure
 
 
 def _candidates(today: Volume, reference: Sequence[Volume], settings: Traffic) -> tuple[Finding | None, Figure]:
@@ -141,7 +143,7 @@ def _candidates(today: Volume, reference: Sequence[Volume], settings: Traffic) -
     if abs(change) <= limit:
         return None, figure
     said = f"a request has {today.candidates:.1f} candidates, {change:+.0%} of the reference's {usual:.1f}; {limit:.0%} is allowed"
-    return _finding("cascade:candidates", today, said, abs(change), limit, settings), figure
+    return _finding("cascade:candidates", today, said, abs(change), limit, figure.name, settings), figure
 
 
 def _column_figures(columns: Columns, reference: Columns) -> list[Figure]:
@@ -164,9 +166,9 @@ def _column_figures(columns: Columns, reference: Columns) -> list[Figure]:
     return figures
 
 
-def _finding(cause: str, today: Volume, said: str, value: float, limit: float, settings: Traffic) -> Finding:
+def _finding(cause: str, today: Volume, said: str, value: float, limit: float, figure: str, settings: Traffic) -> Finding:
     severity: Severity = "page" if cause == "traffic:volume" and value >= settings.page_from * limit else "ticket"
-    return Finding(cause=cause, severity=severity, said=said, value=value, limit=limit, do=f"hapctl show {today.day}")
+    return Finding(cause=cause, severity=severity, said=said, value=value, limit=limit, do=f"hapctl show {today.day}", figure=figure)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -34,7 +34,7 @@ class Watched:
 
     name: str
     title: str
-    cause: str
+    cause: str | None  # None: a figure alone, of what another one judges
     now: Measured  # undefined where the day does not have it
     before: Measured | Known | None
     allowed: float  # it may move by so much, in its own units
@@ -51,7 +51,7 @@ class Watched:
     def limit(self) -> float | None:
         """How far it may lie from the reference; None where one of the two says too little."""
         now, before = self.now, self.before
-        if before is None or self.reference is None or not now.defined or now.requests < LEAST_REQUESTS:
+        if self.cause is None or before is None or self.reference is None or not now.defined or now.requests < LEAST_REQUESTS:
             return None
         if isinstance(before, Measured):
             enough, chance = before.requests >= LEAST_REQUESTS, now.minus(before).half_width(CHANCE)
@@ -82,14 +82,14 @@ class Watched:
     def finding(self, page_from: float, do: str) -> Finding | None:
         """That it moved beyond its limit; a page from `page_from` times the limit on."""
         reference, limit = self.reference, self.limit
-        if reference is None or limit is None:
+        if self.cause is None or reference is None or limit is None:
             return None
         moved = self.now.value - reference
         if abs(moved) <= limit or (moved > 0 and self.side == "fall"):
             return None
         severity: Severity = "page" if abs(moved) >= page_from * limit else "ticket"
         said = f"{self.title} went from {reference:.4g} to {self.now.value:.4g}, by more than {limit:.2g}"
-        return Finding(cause=self.cause, severity=severity, said=said, value=abs(moved), limit=limit, do=do)
+        return Finding(cause=self.cause, severity=severity, said=said, value=abs(moved), limit=limit, do=do, figure=self.name)
 
 
 def look_at(
@@ -105,16 +105,17 @@ def look_at(
         findings: what is known already, such as scores that are no numbers.
     """
     found: dict[str, list[Finding]] = {}
-    compared, dark = set(), set()
-    for one in watched:
+    compared, dark = set[str](), set[str]()
+    judging = [(one, one.cause) for one in watched if one.cause is not None]
+    for one, cause in judging:
         if one.limit is not None:
-            compared.add(one.cause)
+            compared.add(cause)
         elif one.reference is not None:
-            dark.add(one.cause)
+            dark.add(cause)
         if (finding := one.finding(page_from, f"hapctl show {day}")) is not None:
-            found.setdefault(one.cause, []).append(finding)
+            found.setdefault(cause, []).append(finding)
     listed = [*findings, *(as_one(ranked(several)) for several in found.values())]
-    blind = dark | ({one.cause for one in watched} - compared)
+    blind = dark | ({cause for _, cause in judging} - compared)
     return Look(
         watcher=watcher,
         day=day,

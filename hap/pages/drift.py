@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hap.days import day_range, parse_day, start_of
 from hap.monitoring.findings import Figure, Finding
-from hap.monitoring.report import LOGS, WATCH, WORDS, Report, Seen, columns_file, page_file, report_file
+from hap.monitoring.report import LOGS, WATCH, WORDS, Report, columns_file, page_file, report_file
 from hap.monitoring.runbook import SOURCE, Line, line_of, read_runbook
 from hap.pages.template import environment
 from hap.pages.trend import Move, bar, is_wrong, plain, trend
@@ -184,7 +184,6 @@ def _cards(page: Page, anchors: Mapping[str, str]) -> list[Card]:
         for finding in seen.findings:
             incident = _incident(page, finding.cause)
             since = incident.since if incident else _first_of_streak(page, finding.cause)
-            figure = finding.figure or _figure_of(finding, seen)
             known = finding.value is not None and finding.limit is not None
             cards.append(
                 Card(
@@ -194,7 +193,7 @@ def _cards(page: Page, anchors: Mapping[str, str]) -> list[Card]:
                     days=(page.day - parse_day(since)).days + 1,
                     known=_known(incident),
                     picture=bar(finding.value, finding.limit) if known else None,  # type: ignore[arg-type]
-                    trend=anchors.get(figure) if figure else None,
+                    trend=anchors.get(finding.figure) if finding.figure else None,
                     line=line_of(_runbook(), finding.cause),
                 )
             )
@@ -227,15 +226,6 @@ def _known(incident: Incident | None) -> tuple[str, ...]:
     if incident and incident.snoozed and incident.snoozed.until:
         said.append(f"kept silent until {incident.snoozed.until:%Y-%m-%d %H:%M} UTC by {incident.snoozed.by}")
     return tuple(said)
-
-
-def _figure_of(finding: Finding, seen: Seen) -> str | None:
-    """The name of the figure that a finding speaks of where it does not say so: the one with its value and limit, or its subject's."""
-    subject = finding.cause.partition(":")[2]
-    for figure in seen.figures:
-        if finding.value is not None and figure.value == finding.value and finding.limit in (figure.most, figure.least):
-            return figure.name
-    return next((figure.name for figure in seen.figures if figure.name.rpartition(".")[2] == subject), None)
 
 
 def _trends(page: Page) -> list[Trend]:

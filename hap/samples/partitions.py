@@ -123,6 +123,15 @@ def collected_days(ws: Workspace) -> list[dt.date]:
     return sorted(dt.date.fromisoformat(marker.parent.name.removeprefix("day=")) for marker in ws.samples.glob("day=*/_SUCCESS"))
 
 
+def days_before(ws: Workspace, day: dt.date, count: int) -> list[dt.date]:
+    """The `count` days right before a day, in which its ids are looked up; none where one of them is not collected.
+
+    With days left out between, ids that came meanwhile would look new: as many more as the catalogue turns over in that time.
+    """
+    wanted = [day - dt.timedelta(days=n) for n in range(count, 0, -1)]
+    return wanted if set(wanted) <= set(collected_days(ws)) else []
+
+
 def parquet_files(ws: Workspace, days: list[dt.date]) -> list[Path]:
     """The sample files of closed days, in order.
 

@@ -187,7 +187,10 @@ def test_a_column_of_nulls_is_looked_at_like_any_other(ws: Workspace, column: st
     found = funnel.look(subject(ws))
     assert "funnel:scores" not in causes(found) and values(found)["funnel.agreement"] is not None
     if column == "user_id":  # a request of nobody known stands for itself
-        assert len(np.unique(funnel.counted(subject(ws), [DAY]).user)) == REQUESTS and not found.unjudged & {"funnel:shares", "funnel:edge"}
+        assert len(np.unique(funnel.counted(subject(ws), [DAY]).user)) == REQUESTS and not found.unjudged & {
+            "cascade:candidates",
+            "funnel:edge",
+        }
 
 
 def test_a_day_without_a_click_and_one_of_a_single_request_are_looked_at(ws: Workspace) -> None:
@@ -210,7 +213,7 @@ def test_labels_that_are_not_complete_are_told_and_nothing_rests_on_them(ws: Wor
     found, quality = funnel.look(subject(ws)), estimate.look(subject(ws))
     told = next(finding for finding in found.findings if finding.cause == "funnel:labels")
     assert told.severity == "info" and words in told.said
-    assert {"funnel:gauc_light", "funnel:calibration_light", "funnel:unrouted_clicks", "funnel:shares"} <= found.unjudged | causes(found)
+    assert {"funnel:gauc_light", "funnel:calibration_light", "funnel:unrouted_clicks"} <= found.unjudged | causes(found)
     assert values(found)["funnel.gauc_light_EN"] is None and values(found)["funnel.agreement"] is not None
     assert "quality:realized" in quality.unjudged and values(quality)["realized.auc"] is None
     assert values(quality)["estimate.auc"] is not None

@@ -77,6 +77,17 @@ def test_a_fault_changes_its_columns_alone(
     assert {table: columns for table, columns in found.items() if columns} == wanted
 
 
+def test_interest_drift_is_of_the_world_from_its_day_on(faulty, simulated: tuple[Path, Summary]) -> None:  # type: ignore[no-untyped-def]
+    root = faulty("interest-drift", size=1.0)
+    assert rows(root, "items", SECOND).equals(rows(simulated[0], "items", SECOND)), "the catalogue stays"
+
+    def share(logs: Path) -> float:
+        first = rows(logs, "items", SECOND).filter(pc.equal(pc.field("content_type"), 1))["item_id"]
+        return float(pc.mean(pc.is_in(rows(logs, "candidates", SECOND)["item_id"], first).cast(pa.int8())).as_py())
+
+    assert share(root) > 1.3 * share(simulated[0])  # a fifth of them, on the first day
+
+
 def test_new_category_hits_a_share_of_items_and_agrees_between_catalogue_and_histories(faulty) -> None:  # type: ignore[no-untyped-def]
     root = faulty("new-category", size=0.2)
     items = rows(root, "items", SECOND)

@@ -10,7 +10,7 @@ import pytest
 
 from hap.logs.cascade import CHUNK_REQUESTS, Chunk, begin, click_logit, coarse_logit, day_chunks
 from hap.logs.simulator import DEFAULTS, SETTINGS
-from hap.logs.world import SimulatorSettings, World
+from hap.logs.world import SimulatorSettings, Turn, World
 
 FIRST = dt.date(2026, 1, 1)
 
@@ -199,3 +199,15 @@ def test_interests_move_by_the_drift_and_keep_their_spread() -> None:
     calm, fast = turn(replace(DEFAULTS, user_turnover=0.0)), turn(replace(SETTINGS["fast-drift"], user_turnover=0.0))
     assert fast[0] < calm[0] < 0.999
     assert calm[2] == pytest.approx(calm[1], rel=0.02)
+
+
+def test_interests_turn_by_a_fifth_a_day_until_their_share_and_stay_turned() -> None:
+    def shares(turn: Turn | None) -> list[float]:
+        world = World(DEFAULTS, 1, FIRST, 4000, turn)
+        return [float((world.type_UI == 0).mean()) for day in range(9) if world.open_day(day) is None]
+
+    quiet, turned = shares(None), shares(Turn(2, 0.4))
+    assert quiet[:2] == turned[:2], "the days before are as ever"
+    wanted = [0.08, 0.16, 0.24, 0.32, 0.4, 0.4, 0.4]
+    gone = [(after - before) / (1 - before) for before, after in zip(quiet[2:], turned[2:], strict=True)]
+    assert gone == pytest.approx(wanted, abs=0.02)

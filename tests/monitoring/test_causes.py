@@ -1,7 +1,10 @@
-"""From judged columns to findings: one for each cause, as bad as its worst column."""
+"""From judged columns to findings: one for each cause, as bad as its worst column; and one for each cause of a day."""
 
-from hap.monitoring.causes import cause_of, look_at
+from dataclasses import replace
+
+from hap.monitoring.causes import cause_of, gathered, look_at
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns
+from hap.monitoring.findings import Finding, Look
 from hap.params import Params
 
 
@@ -30,10 +33,12 @@ def test_every_column_of_the_default_workspace_has_one_of_a_few_causes(default_p
 
 
 def test_columns_of_one_cause_are_one_finding_led_by_the_worst() -> None:
-    look = look_at("2026-01-04", [PRICE, PRESENT], {"cand_price": judged(0.2, 0.1), "cand_price_present": judged(0.35, 0.1)}, 3.0)
+    gone = ColumnDrift("missing", 0.35, 0.1, True, 0.05, 0.4, 500, 500)
+    look = look_at("2026-01-04", [PRICE, PRESENT], {"cand_price": judged(0.2, 0.1), "cand_price_present": gone}, 3.0)
     (finding,) = look.findings
     assert (finding.cause, finding.severity, finding.value, finding.limit) == ("input:cand_price", "page", 0.35, 0.1)
-    assert finding.said == "cand_price_present: wasserstein 0.350 over 0.100; cand_price: wasserstein 0.200 over 0.100"
+    missing = "cand_price is missing on 40% of rows, 5% in the training window; from 10% more or less on it is told"
+    assert finding.said == f"{missing}; cand_price: wasserstein 0.200 over 0.100"
     assert finding.do == "hapctl show 2026-01-04"
 
 
@@ -60,3 +65,65 @@ def test_ids_that_cannot_be_looked_up_do_not_keep_their_cause_unjudged() -> None
     columns = {"cand_item_id_seen": judged(drifted=False, reference=0, current=0), "cand_item_id_rank": judged(0.0, 0.1, drifted=False)}
     look = look_at("2026-01-04", [seen, rank], columns, 3.0)
     assert look.findings == () and look.unjudged == set()
+
+
+def test_missing_values_are_told_as_shares_of_the_rows_with_the_limit_in_that_unit() -> None:
+    gone = ColumnDrift("missing", 0.93, 0.03, True, 0.0, 0.93, 500, 500)
+    look = look_at("2026-01-04", [PRESENT], {"cand_price_present": gone}, 3.0)
+    (finding,), (figure,) = look.findings, look.figures
+    assert finding.said == "cand_price is missing on 93% of rows, 0% in the training window; from 3% more or less on it is told"
+    assert (finding.value, finding.limit, finding.figure, finding.severity) == (0.93, 0.03, "inputs.cand_price_present", "page")
+    assert (figure.title, figure.value, figure.reference, figure.least, figure.most) == (
+        "share of rows without cand_price",
+        0.93,
+        0.0,
+        0.0,
+        0.03,
+    )
+
+
+def seen(watcher: str, *causes: str, value=0.2, unjudged=(), missing=False) -> Look:
+    found = tuple(Finding(cause=one, severity="ticket", said=f"{watcher} saw {one}", value=value, limit=0.1) for one in causes)
+    return Look(watcher=watcher, day="2026-01-04", findings=found, unjudged=frozenset(unjudged), missing=missing)
+
+
+def test_a_cause_that_several_watchers_see_is_one_finding_with_the_words_of_all() -> None:
+    cause = "cascade:candidates"
+    inputs, traffic, funnel = gathered([seen("inputs", cause), seen("traffic", cause, "traffic:late", value=0.5), seen("funnel", cause)])
+    assert [one.cause for one in inputs.findings] == [cause] and inputs.findings[0].value == 0.5
+    assert inputs.findings[0].said == f"traffic saw {cause}; inputs saw {cause}; funnel saw {cause}"
+    assert [one.cause for one in traffic.findings] == ["traffic:late"] and traffic.unjudged == {cause} and funnel.findings == ()
+
+
+def test_whoever_tells_a_cause_also_tells_what_others_alone_have_seen() -> None:
+    inputs, funnel = gathered([seen("inputs", unjudged=["cascade:candidates"]), seen("funnel", "cascade:candidates")])
+    assert [one.said for one in inputs.findings] == ["funnel saw cascade:candidates"] and not inputs.unjudged
+    assert funnel.findings == () and funnel.unjudged == {"cascade:candidates"}
+
+
+def test_where_it_saw_nothing_of_the_day_each_speaks_for_itself() -> None:
+    looks = [seen("inputs", missing=True), seen("traffic", "cascade:candidates"), seen("funnel", "cascade:candidates")]
+    assert gathered(looks) == looks
+
+
+def test_nothing_found_leaves_every_look_as_it_is() -> None:
+    looks = [seen("inputs"), seen("traffic", "traffic:volume")]
+    assert gathered(looks) == looks
+
+
+def test_what_follows_from_a_broken_input_is_told_with_it_and_not_alone() -> None:
+    inputs, funnel = gathered([seen("inputs", "input:cand_price"), seen("funnel", "funnel:edge", "funnel:gauc_light", value=0.3)])
+    assert inputs.findings[0].said.endswith("with it moved funnel:edge (3.0 times its limit), funnel:gauc_light (3.0 times its limit)")
+    assert (inputs.findings[0].value, inputs.findings[0].cause) == (0.2, "input:cand_price")
+    assert funnel.findings == () and funnel.unjudged == {"funnel:edge", "funnel:gauc_light"}, "an incident of before stays as it is"
+
+
+def test_an_effect_does_not_hide_behind_a_milder_cause_and_broken_scores_never_do() -> None:
+    paged = Finding(cause="funnel:gauc_light", severity="page", said="lost", value=0.5, limit=0.1)
+    funnel = replace(seen("funnel", "funnel:scores"), findings=(paged, *seen("funnel", "funnel:scores").findings))
+    assert gathered([seen("inputs", "input:cand_price"), funnel])[1] == funnel
+
+
+def test_effects_without_a_root_speak_for_themselves() -> None:
+    looks = [seen("inputs"), seen("labels", "labels:interest"), seen("funnel", "funnel:edge")]
+    assert gathered(looks) == looks

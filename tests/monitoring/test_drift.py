@@ -144,7 +144,7 @@ def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(shifted, tmp_
     words += ["--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
     shown = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True).stdout
     body = re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
-    assert "Drifted Columns" in body and "cand_price" in body
+    assert "Data drift detected" in body and "cand_price" in body
     # What a page asks for carries its origin; the browser's own requests (all failing by the rule above) have none.
     assert set(re.findall(r'"initiator":"([^"]*)"', log.read_text())) <= {"not an origin"}
 

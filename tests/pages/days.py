@@ -38,8 +38,9 @@ def price(value: float, severity="page") -> Finding:
 
 
 def share(value: float) -> Finding:
-    """Below its limit; names no figure."""
-    return Finding(cause="funnel:share_EN", severity="ticket", value=value, limit=0.1, said=f"share of exposed negatives {value} below 0.1")
+    """Below its limit."""
+    said = f"share of exposed negatives {value} below 0.1"
+    return Finding(cause="funnel:share_EN", severity="ticket", value=value, limit=0.1, said=said, figure="funnel.share_EN")
 
 
 def report(before_last: int, *found: Finding, labels="matured", missing=False, evil=False) -> Report:

@@ -141,7 +141,7 @@ def test_a_page_loads_nothing_and_links_only_to_what_stands_beside_it(broken: st
     assert set(re.findall(r'href="([^#"][^"]*)"', alone)) == {"drift-2026-03-31.json"}
 
 
-def test_a_finding_finds_its_figure_by_value_and_limit_or_by_its_subject() -> None:
+def test_a_finding_leads_to_the_trend_of_the_figure_that_it_names() -> None:
     html = render(page(report(0, share(0.06))))
     anchor = re.findall(r'<a href="#(t\d+)">trend</a>', html)
     assert len(anchor) == 1 and "share of exposed negatives" in html.split(f'<figure id="{anchor[0]}">')[1].split("</figure>")[0]
