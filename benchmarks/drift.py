@@ -207,9 +207,7 @@ def text_of(found: dict[str, Any]) -> str:
         for size in sizes
     ]
     lines.append(table(["fault", "size", "hap", "Evidently", "any column"], rows))
-    lines += [
-        f"{one['rows']:,} rows, {one['columns']} columns: {one['cpu_s']} CPU s, peak {one['peak_mib']:,} MiB" for one in found["cost"]
-    ]
+    lines += [drift_cost.text_of(one) for one in found["cost"]]
     return "\n".join(lines)
 
 
