@@ -107,7 +107,7 @@ def watch_quiet(ws: Workspace, days: Sequence[dt.date], serves: int) -> list[Wat
 
 
 def watch_fault(ws: Workspace, folder: Path, case: Case, requests: int, after: int) -> tuple[list[Watched], dict[str, int | None]]:
-    """The days of a fault, up to `after` days beyond the one on which it has its size or until every way has caught it, and the day by way."""
+    """The days of a fault, until every way has caught it or `after` days beyond the one on which it has its size; and the day by way."""
     days = watched_days(case.ramp + after + 1)
     copy = spoiled(ws, folder, case, requests, days)
     cause, columns = NAMED[case.fault]
@@ -207,9 +207,7 @@ def text_of(found: dict[str, Any]) -> str:
         for size in sizes
     ]
     lines.append(table(["fault", "size", "hap", "Evidently", "any column"], rows))
-    lines += [
-        f"{one['rows']:,} rows, {one['columns']} columns: {one['cpu_s']} CPU s, peak {one['peak_mib']:,} MiB" for one in found["cost"]
-    ]
+    lines += [drift_cost.text_of(one) for one in found["cost"]]
     return "\n".join(lines)
 
 

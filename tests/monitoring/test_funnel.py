@@ -242,12 +242,12 @@ def test_severity_follows_the_parameter():
 
 def test_a_change_that_few_users_make_is_no_finding():
     """Rows of one user are not independent: a day of ten busy users with tastes of their own is taken for what it is."""
-    before = scored_day(1, requests=400, users=400)
+    before, rules = scored_day(1, requests=400, users=400), Funnel(edge=0.5)
     few = [scored_day(seed, requests=400, users=10, taste=1.0) for seed in range(8)]
-    alarmed = [one for one in few if "funnel:edge" in causes(look(one, before, labelled=False))]
+    alarmed = [one for one in few if "funnel:edge" in causes(look(one, before, labelled=False, rules=rules))]
     assert not alarmed
     as_rows = [dataclasses.replace(one, user=-np.arange(400)) for one in few]  # the same as if nobody knew whose they are
-    assert any("funnel:edge" in causes(look(one, before, labelled=False)) for one in as_rows)
+    assert any("funnel:edge" in causes(look(one, before, labelled=False, rules=rules)) for one in as_rows)
 
 
 # What a day may lack
