@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.drift_cost [--rows 100000] [--json]
 
-A made-up day of so many requests beside two days that have as many together, 30 compared columns. Asked twice: with drift.max_rows
+A made-up day of so many requests beside two days of as many each, 30 compared columns. Asked twice: with drift.max_rows
 at the rows, so that all of them are read and compared (100,000 requests and 100,000 candidates a side), and at its default, which
 draws 20,000 of each by the portable key. CPU seconds are of the whole process; what of them went into imports, most of it Evidently's,
 is told beside them.
@@ -99,7 +99,7 @@ def measure(rows: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="hap-cost-") as folder:
         ws, params = Workspace(Path(folder)), wide_params(rows)
         for day in DAYS:
-            write_day(ws, params, day, rows if day == DAYS[-1] else rows // 2)
+            write_day(ws, params, day, rows)
         words = [sys.executable, "-m", "benchmarks.drift_cost", "--look", folder, "--json", "--rows"]
         asked = [rows, min(rows, Drift().max_rows)]
         return [json.loads(subprocess.run([*words, str(n)], capture_output=True, text=True, check=True).stdout) for n in asked]
