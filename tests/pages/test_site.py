@@ -180,5 +180,5 @@ def test_evidentlys_report_works_in_its_own_origin_and_asks_for_nothing(port: in
     durable.write_bytes(pages / name, compare(left, right).html)
     with chromium(tmp_path / "profile") as browser, tab(browser, 390) as shown:
         shown.open(f"http://{HOST}:{port}/{name}")
-        shown.wait_for("document.body.innerText.includes('Drifted Columns') && document.body.innerText.includes('activity')")
+        shown.wait_for("document.body.innerText.includes(\"Drift in column 'activity'\")")
         assert shown.ask("self.origin") == "null" and shown.asked == [f"http://{HOST}:{port}/{name}"] and shown.said == []
