@@ -4,6 +4,7 @@
     python benchmarks/ablation.py --quick --json                a small, honest version in minutes, as JSON
     python benchmarks/ablation.py --root WORKSPACE --day D      the same on a workspace's logs, by its own params.yaml
     python benchmarks/ablation.py --report                      measure and draw again what is finished; train nothing
+    python benchmarks/ablation.py --worlds double-noise --beside docs/ablation/results.json      another world, on one page with those
     python benchmarks/ablation.py --estimate                    train one epoch of each model and say how long all of it takes
 
 A trial is one training: (world, model, variant, seed). Worlds are settings of the simulator at its frozen defaults: `default` and
@@ -18,13 +19,14 @@ Results lie in --out: worlds/, trials/ (one folder each, whole or absent), check
 results.json, figures/*.png and index.html, which opens offline. Trials run in processes of one thread each, seed 1 of
 everything first, those that learn from another trial last. With --json the whole of results.json goes to stdout: `gauc` by model,
 variant and kind (value, lo, hi), `routing` as a list of {share, recall_at_k, relative_recall, flops_ratio, ...} of the first
-world, and `worlds` with everything.
+world, and `worlds` with everything. With --beside the first world is that of the earlier run.
 """
 
 import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, Python looks beside it alone; so do the processes it starts
 
@@ -73,6 +75,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="only these, in every world")
     parser.add_argument("--processes", type=at_least_one, default=2, help="trainings at a time, one thread each")
+    parser.add_argument(
+        "--beside", type=Path, help="results.json of an earlier run, whose worlds are shown, too: trials are not needed for it"
+    )
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--estimate", action="store_true", help="train one epoch of each model and say how long the rest takes")
     parser.add_argument("--json", action="store_true", help="results.json on stdout in place of text")
@@ -133,6 +138,7 @@ def _run(asked: argparse.Namespace, place: Place) -> int:
     trials = plan([world.name for world in worlds], asked.seeds, asked.models, asked.variants, more=not asked.quick)
     if not trials:
         raise UsageError(f"no variant of {', '.join(asked.variants)} is one of {', '.join(asked.models)}; add a model to --models")
+    earlier = read_earlier(asked.beside, asked.epochs, asked.seeds) if asked.beside else None
     for world in worlds:
         begun = time.perf_counter()
         make_world(place.world(world.name), world)
@@ -144,10 +150,26 @@ def _run(asked: argparse.Namespace, place: Place) -> int:
     failed = [] if asked.report else run_all(place, trials, asked.epochs, asked.processes, say)
     from benchmarks.proof.report import lines, report
 
-    results = report(place, trials, asked.epochs, say)
+    results = report(place, trials, asked.epochs, say, earlier)
     say(f"wrote {asked.out / 'results.json'}, figures/ and index.html")
     print(orjson.dumps(results, option=orjson.OPT_SORT_KEYS).decode() if asked.json else lines(results))
     return 1 if failed else 0
+
+
+def read_earlier(path: Path, epochs: int, seeds: list[int]) -> dict[str, Any]:
+    """results.json of another run.
+
+    Raises:
+        UsageError: it is none, or its trainings were of other lengths or seeds: they would stand in one table.
+    """
+    try:
+        earlier: dict[str, Any] = orjson.loads(path.read_bytes())
+        of = earlier["facts"]["epochs"], earlier["facts"]["seeds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--beside {path}: no results.json of an ablation ({error!r})") from None
+    if of != (epochs, list(seeds)):
+        raise UsageError(f"--beside {path}: {of[0]} epochs and seeds {of[1]}, here {epochs} and {list(seeds)}; give the same ones")
+    return earlier
 
 
 def estimate(place: Place, trials: list[Trial], epochs: int, processes: int) -> str:

@@ -11,12 +11,14 @@ from benchmarks.proof.estimates import LEVEL
 from benchmarks.proof.study import SHOWN_AT, Study
 from benchmarks.proof.targets import answer_all
 from benchmarks.proof.trials import Place, Say
-from benchmarks.proof.variants import COMPARED, LOSSES, OURS, PUBLISHED, SIZES, WIDE, Trial
+from benchmarks.proof.variants import COMPARED, LOSSES, OURS, PUBLISHED, SIZES, VARIANTS, WIDE, Trial
 from benchmarks.proof.worlds import load_world
 from hap import durable
+from hap.params import KINDS
 from hap.tables import table
 
 Found = dict[str, Any]
+PLACE_OF = {name: place for place, name in enumerate((*COMPARED, *VARIANTS, *KINDS))}
 LIBRARIES = ("numpy", "torch", "pyarrow", "scipy")
 KEPT_OF_WORLD = (
     "name", "asked", "settings", "training_days", "judging_days", "training_requests", "judged_requests", "judged_users",
@@ -24,11 +26,16 @@ KEPT_OF_WORLD = (
 )  # fmt: skip
 
 
-def report(place: Place, trials: Sequence[Trial], epochs: int, say: Say) -> Found:
-    """Measure what is finished of the planned trials; write results.json, figures/*.png and index.html."""
+def report(place: Place, trials: Sequence[Trial], epochs: int, say: Say, earlier: Found | None = None) -> Found:
+    """Measure what is finished of the planned trials; write results.json, figures/*.png and index.html.
+
+    Args:
+        earlier: results of another run, whose worlds come first; a world that both have is this run's.
+    """
     worlds = list(dict.fromkeys(trial.world for trial in trials))
     by_world = {name: _world(place, name, [trial for trial in trials if trial.world == name], say) for name in worlds}
-    main = by_world[worlds[0]]
+    by_world = (_in_order(earlier["worlds"]) if earlier else {}) | by_world
+    main = next(iter(by_world.values()))
     results = {
         "facts": {
             "epochs": epochs,
@@ -112,6 +119,13 @@ def _facts(facts: Found) -> Found:
     """What a reader wants to know of the world; where it lay is not of it."""
     kept = {key: facts[key] for key in KEPT_OF_WORLD if key in facts}
     return kept | {"asked": {key: value for key, value in facts["asked"].items() if key != "root"}}
+
+
+def _in_order(value: Any) -> Any:
+    """results.json has its keys sorted; tables have the order of models, variants and kinds here."""
+    if isinstance(value, dict):
+        return {key: _in_order(value[key]) for key in sorted(value, key=lambda key: PLACE_OF.get(key, len(PLACE_OF)))}
+    return value
 
 
 def _main_routing(routing: Found | None) -> list[Found]:

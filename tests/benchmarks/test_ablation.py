@@ -147,6 +147,43 @@ def test_a_report_of_two_trials_answers_what_it_can_and_loads_nothing_from_elsew
     assert "open" in lines(results)
 
 
+def test_an_earlier_run_s_worlds_are_shown_beside_without_their_trials(place, tmp_path):
+    from benchmarks.proof.report import report
+
+    planned = [Trial("default", model, OURS, 1) for model in ("light", "expressive")]
+    alone = report(place, planned, 1, lambda line: None)
+    shutil.copy(place.root / "results.json", tmp_path / "results.json")
+    other = Place(tmp_path / "other")
+    (other.root / "worlds").mkdir(parents=True)
+    (other.root / "trials").mkdir()
+    (other.root / "worlds" / "double-noise").symlink_to(place.world("default"))
+    (other.root / "trials" / "double-noise").symlink_to(place.root / "trials" / "default")
+    both = [Trial("double-noise", model, OURS, 1) for model in ("light", "expressive")]
+    results = report(other, both, 1, lambda line: None, ablation.read_earlier(tmp_path / "results.json", 1, [1]))
+    assert list(results["worlds"]) == ["default", "double-noise"]
+    assert results["worlds"]["default"] == alone["worlds"]["default"] and results["routing"] == alone["routing"]
+    assert list(results["gauc"]) == list(alone["gauc"]) == ["light", "expressive"]  # the file has its keys sorted
+    page = (other.root / "index.html").read_text()
+    assert "<h2>default</h2>" in page and "<h2>double-noise</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no results.json of an ablation"),
+        ("[]", "no results.json of an ablation"),
+        ('{"facts": {"epochs": 6, "seeds": [1, 2]}, "worlds": {}}', "6 epochs and seeds [1, 2], here 6 and [1]; give the same ones"),
+    ],
+)
+def test_an_earlier_run_that_does_not_fit_is_refused_before_anything_is_trained(text, said, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "earlier.json").write_text(text)
+    words = ["--beside", str(tmp_path / "earlier.json"), "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert ablation.main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "worlds").exists()
+
+
 def test_variants_change_what_they_name_and_every_trial_trains_as_long(default_params):
     for variant in VARIANTS:
         params = variant_params(default_params, variant, 3, 8)
