@@ -13,6 +13,9 @@ class Train(Strict):
     epochs: Count = 8
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
     batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
+    pool_row_groups: int = Field(
+        default=16, ge=1, description="row groups of samples that a batch mixes; of several processes each reads its own of them"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     warmup_steps: Annotated[int, Field(ge=0)] = 20

@@ -26,8 +26,6 @@ from hap.samples import partitions
 from hap.samples.order_key import in_share
 from hap.workspace import Workspace
 
-POOL_ROW_GROUPS = 16  # a batch mixes this many places of the window; more processes than this would have nothing to read
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -178,18 +176,19 @@ class Feed:
         self.units = [(place, group) for place, file in enumerate(self.files) for group in range(file.num_row_groups)]
         self.params, self.heldout, self.kinds = params, heldout, tuple(kinds)
         self.columns = sample_columns(params.features)
+        self.pooled = params.train.pool_row_groups
 
     def pools(self, rank: int = 0, world: int = 1) -> Iterator[Pool]:
         """This part's requests in the order of the files, a pool of row groups at a time: every `world`-th row group from `rank` on."""
         units = [unit for unit in range(len(self.units)) if self._share(unit)][rank::world]
-        for start in range(0, len(units), POOL_ROW_GROUPS):
-            pool, belongs = self._load(units[start : start + POOL_ROW_GROUPS])
+        for start in range(0, len(units), self.pooled):
+            pool, belongs = self._load(units[start : start + self.pooled])
             yield pool.keep(belongs, self.kinds)
 
     def plan(self, seed: int, epoch: int) -> list[tuple[list[int], int]]:
         """The pools of an epoch: their units, and how many steps each gives. Known from the files' footers alone."""
         order = np.random.default_rng([seed, epoch]).permutation(len(self.units)).tolist()
-        pools = [order[start : start + POOL_ROW_GROUPS] for start in range(0, len(order), POOL_ROW_GROUPS)]
+        pools = [order[start : start + self.pooled] for start in range(0, len(order), self.pooled)]
         requests = [sum(self._rows(unit) * self._share(unit) for unit in units) for units in pools]
         return [(units, max(1, round(count / self.params.train.batch_requests))) for units, count in zip(pools, requests, strict=True)]
 

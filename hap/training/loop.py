@@ -20,7 +20,7 @@ from hap.evaluation.auc import gauc_sums, request_aucs
 from hap.models.batch import Batch
 from hap.models.build import build_model, dense_parameters
 from hap.models.features import Columns, DenseScaler
-from hap.params import NEGATIVES, Params
+from hap.params import KINDS, NEGATIVES, Params
 from hap.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from hap.training.conflict import measure_conflict
 from hap.training.device import autocast, be_deterministic, pick_device, to_device
@@ -93,7 +93,7 @@ def train(
 
     Raises:
         DataError: the window has no positive to learn from, or a loss stopped being finite.
-        ConfigError: light.distill without a teacher, or a teacher without it.
+        ConfigError: light.distill without a teacher, or a teacher without it; more processes than a batch has row groups.
     """
     taught = name == "light" and params.light.distill > 0
     if taught != (teacher is not None):
@@ -101,6 +101,11 @@ def train(
             f"{name}, light.distill {params.light.distill:g}: " + ("no teacher was named" if taught else "a teacher has no use")
         )
     settings = params.train
+    if ranks.world > settings.pool_row_groups:
+        raise ConfigError(
+            f"{ranks.world} processes train together and a batch mixes train.pool_row_groups: {settings.pool_row_groups} row groups,"
+            f" so some would have nothing to read; set it to {ranks.world} or more, or take fewer processes"
+        )
     torch.set_num_threads(settings.threads)
     be_deterministic()
     torch.manual_seed(params.seed)
@@ -111,7 +116,7 @@ def train(
     feed = Feed(files, params, heldout=False, kinds=("EP", *kinds))
     heldout = Feed(files, params, heldout=True)
     columns = next(module for module in model.modules() if isinstance(module, Columns))
-    counts = _set_scales(columns, feed, params)
+    counts = _set_scales(columns, feed, ranks, device)
     if not counts["EP"]:
         raise DataError("no request of the training window has a positive; check the feedback logs and logs.positive in params.yaml")
     model.to(device)
@@ -346,20 +351,23 @@ def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device:
     return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
-def _set_scales(columns: Columns, feed: Feed, params: Params) -> dict[str, int]:
-    """Normalisation figures and sample counts, from one pass over the training part."""
-    sums: dict[str, list[Tensor]] = {}
-    counts = np.zeros(5, np.int64)
-    for pool in feed.pools():
-        counts += np.bincount(pool.kind, minlength=5)
+def _set_scales(columns: Columns, feed: Feed, ranks: Ranks, device: torch.device) -> dict[str, int]:
+    """Normalisation figures and sample counts, from one pass over the training part, of which each process reads its own."""
+    scalers = {group: cast(DenseScaler, scaler) for group, scaler in columns.scalers.items()}
+    sums = {group: torch.zeros(3, len(scaler.mean), dtype=torch.float64) for group, scaler in scalers.items()}  # rows, sum, squares
+    counts = torch.zeros(len(KINDS), dtype=torch.float64)
+    for pool in feed.pools(ranks.rank, ranks.world):
+        counts += torch.from_numpy(np.bincount(pool.kind, minlength=len(KINDS)))
         present = pool.hist_ids[..., 0] > 0 if pool.hist_ids.shape[-1] else np.zeros(pool.hist_ids.shape[:2], bool)
-        for group, values in (("user", pool.user_dense), ("item", pool.cand_dense), ("history", pool.hist_dense[present])):
-            scaled = cast(DenseScaler, columns.scalers[group]).scaled(torch.from_numpy(values)).double()
-            parts = [torch.tensor(float(len(scaled))), scaled.sum(0), (scaled**2).sum(0)]
-            sums[group] = [a + b for a, b in zip(sums[group], parts, strict=True)] if group in sums else parts
+        for group, values in {"user": pool.user_dense, "item": pool.cand_dense, "history": pool.hist_dense[present]}.items():
+            scaled = scalers[group].scaled(torch.from_numpy(values)).double()
+            sums[group] += torch.stack([torch.full(scaled.shape[1:], len(scaled)), scaled.sum(0), (scaled**2).sum(0)])
+    whole = ranks.sum(torch.cat([counts, *[total.reshape(-1) for total in sums.values()]]).to(device)).cpu()
+    kinds, *parts = whole.split([len(KINDS), *[total.numel() for total in sums.values()]])
     figures = {}
-    for group, (rows, total, squares) in sums.items():
+    for group, part in zip(sums, parts, strict=True):
+        rows, total, squares = part.reshape(3, -1)
         mean = total / rows.clamp(min=1)
         figures[group] = (mean.float(), (squares / rows.clamp(min=1) - mean**2).clamp(min=0).sqrt().float())
     columns.set_scales(figures)
-    return dict(zip(("EP", *NEGATIVES), counts.tolist(), strict=True))
+    return dict(zip(KINDS, kinds.long().tolist(), strict=True))

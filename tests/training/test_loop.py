@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hap.errors import DataError
+from hap.errors import ConfigError, DataError
 from hap.models.build import build_model, load_model, save_model
+from hap.models.features import Columns
 from hap.params import NEGATIVES, Params
 from hap.training import loop
 from hap.training.checkpoint import checkpoint_keys, save_checkpoint
@@ -144,6 +145,29 @@ def test_normalisation_figures_come_from_the_training_part(small_params: Params,
     scaler = trained.model.columns.scalers["item"]
     values = torch.cat([torch.from_numpy(pool.cand_dense) for pool in Feed(sample_files, small_params, heldout=False).pools()])
     assert torch.allclose(scaler.mean, scaler.scaled(values).mean(0), atol=1e-4)
+
+
+def test_processes_that_read_a_part_each_find_the_normalisation_figures_of_the_whole(
+    small_params: Params, sample_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pq.read_table(sample_files[-1]), tmp_path / "part-0.parquet", row_group_size=20)
+    feed, cpu = Feed([tmp_path / "part-0.parquet"], small_params, heldout=False), torch.device("cpu")
+    alone, shared = (Columns(small_params.features, 4) for _ in range(2))
+    counts = loop._set_scales(alone, feed, Ranks(), cpu)
+    parts: list[torch.Tensor] = []
+    monkeypatch.setattr(Ranks, "sum", lambda _, values: parts.append(values) or values)  # type: ignore[func-returns-value]
+    for rank in range(3):
+        loop._set_scales(shared, feed, Ranks(rank, 3), cpu)
+    assert all(0 < int(part[0]) < counts["EP"] for part in parts)
+    monkeypatch.setattr(Ranks, "sum", lambda _, __: torch.stack(parts).sum(0))
+    assert loop._set_scales(shared, feed, Ranks(2, 3), cpu) == counts
+    for name, values in alone.named_buffers():
+        assert torch.allclose(dict(shared.named_buffers())[name], values, rtol=1e-6), name
+
+
+def test_more_processes_than_a_batch_has_row_groups_are_refused(small_params: Params, sample_files: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"17 processes .* train\.pool_row_groups: 16 .*; set it to 17 or more"):
+        loop.train("light", small_params, sample_files, print, ranks=Ranks(0, 17))
 
 
 def test_a_warm_start_takes_over_what_fits_and_begins_the_rest_fresh(
