@@ -104,6 +104,7 @@ def retrain_day(ws: Workspace, day: dt.date) -> Outcome:
         HapError: a step refused or failed; what was finished stays, and running it again goes on from there.
     """
     window = steps.window_of(ws, ws.params(), day)  # a day without logs is told before Prefect starts its server
+    steps.require_device(ws.params())
     with workspace_lock(ws, f"retrain --day {day}", dt.datetime.now(dt.UTC)):
         pass
     with prefect_api(ws):

@@ -26,6 +26,7 @@ def _prepared(ws: Workspace, day: dt.date, purpose: str) -> Iterator[None]:
     """The lock held, the window collected and run.yaml standing at the day."""
     params = ws.params()
     window = steps.window_of(ws, params, day)
+    steps.require_device(params)
     with talking(Talk()) as talk, workspace_lock(ws, purpose, dt.datetime.now(dt.UTC)):
         end_orphans(ws)
         with talk.step("collect"):

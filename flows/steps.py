@@ -53,6 +53,18 @@ def window_of(ws: Workspace, params: Params, day: dt.date) -> Window:
     return window
 
 
+def require_device(params: Params) -> None:
+    """Ask for the device that params.yaml insists on, before hours go into samples for it.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if params.train.device == "cuda":
+        from hap.training.device import pick_device
+
+        pick_device(params.train.device)
+
+
 def collect(ws: Workspace, params: Params, window: Window) -> None:
     """Collect what the window lacks, and track samples/ as one directory."""
     days = window.days

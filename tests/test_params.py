@@ -38,6 +38,7 @@ def test_the_projects_own_file_is_sound_and_resolving_it_again_changes_nothing(d
         ("loss", {"name": "bce", "weighting": "uncertainty"}, ["loss", "uncertainty", "bce", "ghcl"]),
         ("loss", {"name": "infonce+bce", "weighting": "curriculum"}, ["loss", "curriculum", "infonce+bce"]),
         ("loss", {"weighting": "curriculum", "curriculum_epochs": 8}, ["loss.curriculum_epochs 8", "train.epochs 8"]),
+        ("train.processes", 17, ["train", "processes 17", "pool_row_groups: 16"]),
         ("schedule.timezone", "Mars/Olympus", ["schedule.timezone", "Mars/Olympus"]),
         ("schedule.cron", "0 3", ["schedule.cron", "five fields"]),
         ("features.user", [{"name": "user_id", "type": "id"}], ["user_id", "rows"]),

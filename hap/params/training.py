@@ -33,6 +33,15 @@ class Train(Strict):
     surgery: Literal["none", "pcgrad", "gradvac"] = Field(default="none", description="what the kinds' gradients undergo before a step")
     gradvac_beta: float = Field(default=0.01, gt=0, le=1, description="gradvac only: share of the latest cosine in the running mean")
 
+    @model_validator(mode="after")
+    def _something_to_read_for_each(self) -> "Train":
+        if self.processes > self.pool_row_groups:
+            raise ValueError(
+                f"processes {self.processes} share the row groups that a batch mixes, pool_row_groups: {self.pool_row_groups}, "
+                f"and some would have nothing to read; set pool_row_groups to {self.processes} or more, or take fewer processes"
+            )
+        return self
+
 
 class Loss(Strict):
     name: Literal["bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce"] = "ghcl+bce"

@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hap.training.run import Run
 
 RESTARTS = 3  # of all processes, after one of them died
+REFUSAL = "HAP_TRAINING_REFUSAL"  # names the file that a refusal is left in, where the processes were started here
 
 
 def main(words: list[str]) -> int:
@@ -40,6 +42,10 @@ def main(words: list[str]) -> int:
     try:
         return _stage(words)
     except HapError as error:
+        if left_in := os.environ.get(REFUSAL):
+            # To torchrun a process that ends with an error has died, and all would begin again only to be refused again.
+            durable.write_json(Path(left_in), {"error": str(error), "exit_code": error.exit_code})
+            return 0
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -63,10 +69,17 @@ def _stage(words: list[str]) -> int:
 
 
 def _many(processes: int, words: list[str]) -> int:
-    """The same words in several processes; where one dies, all begin again at the latest checkpoint."""
+    """The same words in several processes; where one dies, all begin again at the latest checkpoint, but not after a refusal."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(RESTARTS)]
     command = [sys.executable, "-P", "-m", *torchrun, "-m", "hap.training", *words]
-    return subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        refusal = Path(folder) / "refusal.json"
+        ended = subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1", REFUSAL: str(refusal)}, check=False)
+        if not refusal.exists():
+            return ended.returncode
+        said = orjson.loads(refusal.read_bytes())
+    print(f"error: {said['error']}", file=sys.stderr)
+    return int(said["exit_code"])
 
 
 def _train(ws: Workspace, run: "Run", name: str) -> None:

@@ -1,17 +1,23 @@
-"""Where a warm start begins: at the weights of the last version that served and was judged before the day."""
+"""Where a warm start begins, at the weights of the last version that served and was judged before the day; and what is told first."""
 
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from flows import steps
+from flows.daily import retrain_day
+from flows.partly import train_models
 from flows.stages import dvc
 from hap import durable
+from hap.errors import DataError
 from hap.params import MODELS, Params
 from hap.training.run import warm_weights
 from hap.workspace import Workspace, commit, init_workspace
+from tests.conftest import FIRST_DAY
 
 SERVED = (1, 3, 2, 3)  # in the ledger's order: v3 served last
 JUDGED = {1: "2026-01-03", 2: "2026-01-04", 3: "2026-01-05"}
@@ -55,3 +61,16 @@ def test_a_day_begins_from_what_served_and_was_judged_before_it(
     found = kept and {name: Path(warm_weights(ws, digest)).read_text() for name, digest in kept.items()}
     assert found == (begins_at and {name: f"{name} of v{begins_at}" for name in MODELS})
     assert (ws.models / "light" / "model.pt").read_text() == "light of v3", "what stands in the workspace stays"
+
+
+@pytest.mark.parametrize("begin", [retrain_day, lambda ws, day: train_models(ws, day, MODELS)], ids=["retrain", "train"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_collected(
+    logged_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Workspace, dt.date], object]
+) -> None:
+    params = logged_workspace.params()
+    wanted = params.model_copy(update={"train": params.train.model_copy(update={"device": "cuda", "days": 1})})
+    monkeypatch.setattr(Workspace, "params", lambda _: wanted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match=r"train\.device is cuda and no CUDA device is visible; set it to auto or cpu"):
+        begin(logged_workspace, FIRST_DAY + dt.timedelta(days=1))
+    assert not logged_workspace.samples.exists()

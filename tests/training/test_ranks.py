@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from hap import durable
+from hap.errors import DataError
 from hap.params import Params
 from hap.samples import partitions
 from hap.samples.collect import collect_day
@@ -203,3 +204,14 @@ def test_the_stage_starts_its_processes_by_itself(workspace: Workspace, small_pa
     ready(workspace, small_params, epochs=1, processes=2)
     finish(start(workspace, ALONE))
     assert outcome(workspace)[1]["processes"] == 2
+
+
+@pytest.mark.long
+def test_a_refusal_of_several_processes_is_one_line_and_nothing_begins_again(workspace: Workspace, small_params: Params) -> None:
+    ready(workspace, small_params, processes=2, learning_rate=1e30, warmup_steps=0, log_steps=2)
+    process = start(workspace, ALONE)
+    said = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == DataError.exit_code
+    errors = [line for line in said if not line.startswith("hap:progress")]
+    assert len(errors) == 1 and errors[0].startswith("error: light: the loss is not finite in epoch 1"), errors
+    assert not (workspace.models / "light").exists()
