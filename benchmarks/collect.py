@@ -180,7 +180,7 @@ def main() -> int:
         engines = {name: measure(name, args, root) for name in wanted}
         hashes = {one["samples_hash"] for one in engines.values() if "failed" not in one}
         protocol = {"rows": rows, "memory_limit": args.memory_limit, "threads": args.threads, "repeat": args.repeat, "seed": args.seed}
-        answer = {"environment": environment(), "protocol": protocol, "engines": engines, "equal_output": len(hashes) == 1}
+        answer: dict[str, Any] = {"environment": environment(), "protocol": protocol, "engines": engines, "equal_output": len(hashes) == 1}
         answer["ratios"] = ratios(engines) if len(hashes) == 1 else {}
         if args.days > 1:
             answer["backfill"] = backfill(args, root)

@@ -50,7 +50,7 @@ def prepare(scratch: Path, args: argparse.Namespace) -> dict[str, int]:
     from hap.project import project_file
     from hap.samples.collect import collect_day
     from hap.training.feed import Feed
-    from hap.training.loop import _set_scales
+    from hap.training.loop import set_scales
     from hap.workspace import Workspace
 
     base = load_params(project_file("params.yaml"))
@@ -69,7 +69,7 @@ def prepare(scratch: Path, args: argparse.Namespace) -> dict[str, int]:
         (scratch / f"params-{rows}.json").write_text(with_rows(base, rows).model_dump_json())
     feed = Feed(sample_files(scratch), base, heldout=False)
     columns = build_model("light", base).columns
-    counts = _set_scales(columns, feed, base)
+    counts = set_scales(columns, feed)
     torch.save({group: (scaler.mean, scaler.deviation) for group, scaler in columns.scalers.items()}, scratch / "scales.pt")
     batches = list(feed.batches(base.seed, 1))
     whole = flat_rows(batches, np.random.default_rng(args.seed))

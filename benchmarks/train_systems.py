@@ -79,7 +79,7 @@ class Flat:
 def as_batch(columns: Sequence[Tensor]) -> Batch:
     """Flat columns as a batch in which every sample is a request of its own."""
     *features, kind = columns
-    return Batch(*features, torch.arange(len(kind), device=kind.device), kind)
+    return Batch(*[*features, torch.arange(len(kind), device=kind.device), kind])
 
 
 class Both:

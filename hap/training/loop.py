@@ -116,7 +116,7 @@ def train(
     feed = Feed(files, params, heldout=False, kinds=("EP", *kinds))
     heldout = Feed(files, params, heldout=True)
     columns = next(module for module in model.modules() if isinstance(module, Columns))
-    counts = _set_scales(columns, feed, ranks, device)
+    counts = set_scales(columns, feed, ranks, device)
     if not counts["EP"]:
         raise DataError("no request of the training window has a positive; check the feedback logs and logs.positive in params.yaml")
     model.to(device)
@@ -351,8 +351,12 @@ def score_pools(model: nn.Module, pools: Iterable[Pool], params: Params, device:
     return np.concatenate(logits).astype(np.float64), np.concatenate(kinds), np.concatenate(counts)
 
 
-def _set_scales(columns: Columns, feed: Feed, ranks: Ranks, device: torch.device) -> dict[str, int]:
-    """Normalisation figures and sample counts, from one pass over the training part, of which each process reads its own."""
+def set_scales(columns: Columns, feed: Feed, ranks: Ranks = ALONE, device: torch.device | None = None) -> dict[str, int]:
+    """Normalisation figures and sample counts, from one pass over the training part, of which each process reads its own.
+
+    Args:
+        device: where the processes exchange; the CPU where none is named.
+    """
     scalers = {group: cast(DenseScaler, scaler) for group, scaler in columns.scalers.items()}
     sums = {group: torch.zeros(3, len(scaler.mean), dtype=torch.float64) for group, scaler in scalers.items()}  # rows, sum, squares
     counts = torch.zeros(len(KINDS), dtype=torch.float64)

@@ -153,14 +153,14 @@ def test_processes_that_read_a_part_each_find_the_normalisation_figures_of_the_w
     pq.write_table(pq.read_table(sample_files[-1]), tmp_path / "part-0.parquet", row_group_size=20)
     feed, cpu = Feed([tmp_path / "part-0.parquet"], small_params, heldout=False), torch.device("cpu")
     alone, shared = (Columns(small_params.features, 4) for _ in range(2))
-    counts = loop._set_scales(alone, feed, Ranks(), cpu)
+    counts = loop.set_scales(alone, feed, Ranks(), cpu)
     parts: list[torch.Tensor] = []
     monkeypatch.setattr(Ranks, "sum", lambda _, values: parts.append(values) or values)  # type: ignore[func-returns-value]
     for rank in range(3):
-        loop._set_scales(shared, feed, Ranks(rank, 3), cpu)
+        loop.set_scales(shared, feed, Ranks(rank, 3), cpu)
     assert all(0 < int(part[0]) < counts["EP"] for part in parts)
     monkeypatch.setattr(Ranks, "sum", lambda _, __: torch.stack(parts).sum(0))
-    assert loop._set_scales(shared, feed, Ranks(2, 3), cpu) == counts
+    assert loop.set_scales(shared, feed, Ranks(2, 3), cpu) == counts
     for name, values in alone.named_buffers():
         assert torch.allclose(dict(shared.named_buffers())[name], values, rtol=1e-6), name
 
