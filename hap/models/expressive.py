@@ -17,7 +17,7 @@ from hap.models.batch import Batch
 from hap.models.features import Columns, PairLayer, mlp, shared_columns
 from hap.params import Features, Model
 
-HEADS = 4
+HEADS = 4  # each attends by columns of its own; more of them are narrower, and two to eight are customary: not tuned
 LIKENESS_GAIN = 4.0  # at the start two shared columns in common add about 2 to an attention logit: felt, not saturated
 
 

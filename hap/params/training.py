@@ -8,25 +8,27 @@ from hap.params.base import NEGATIVES, Count, Negative, Share, Strict
 
 
 class Train(Strict):
-    days: Count = 7
+    days: Count = Field(default=7, description="of the window: one week holds every weekday once")
     heldout_share: float = Field(default=0.2, gt=0, lt=0.5, description="of the users, whose last day of the window stops training")
-    epochs: Count = 8
+    epochs: Count = Field(default=8, description="at most; the best one has been between the third and the sixth (docs/results.md)")
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
     batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
     pool_row_groups: int = Field(
         default=16, ge=1, description="row groups of samples that a batch mixes; of several processes each reads its own of them"
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.02
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's, of all but the tables: its authors' default, not tuned here")
+    embedding_learning_rate: float = Field(
+        default=0.02, gt=0, description="Adagrad's, of the tables; .05 looks better on held-out requests and is worse on the next day"
+    )
+    warmup_steps: int = Field(default=20, ge=0, description="of Adam, whose first steps are large: its mean of squares has seen little")
+    clip_norm: float = Field(default=5.0, gt=0, description="of the dense gradient: a bound for broken batches")
     threads: int = Field(default=1, ge=1, description="of each process; two spinning ones on a busy machine are slower than one")
     processes: int = Field(default=1, ge=1, description="training together on this machine; torchrun starts them")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on a GPU that has it, else fp32")
     compile: bool = Field(default=False, description="torch.compile; pays on a GPU and on long trainings")
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints; one is made after each epoch, too")
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Count = Field(default=2, description="the latest ones: a second for when the last cannot be read")
     log_steps: int = Field(default=20, ge=1, description="steps between two points of the curves, and two checks that losses are finite")
     warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
     conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
@@ -45,8 +47,8 @@ class Train(Strict):
 
 class Loss(Strict):
     name: Literal["bce", "infonce", "infonce+bce", "ghcl", "ghcl+bce"] = "ghcl+bce"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    bce_weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: float = Field(default=1.0, gt=0, description="of the contrasts; .25 to 2 came to the same in a first experiment")
+    bce_weight: float = Field(default=1.0, ge=0, description="of the click loss, which makes scores probabilities; 0 leaves it out")
     kind_weights: dict[Negative, Annotated[float, Field(ge=0)]] = Field(
         default={"EN": 1.0, "RN": 1.0, "PRN": 1.0, "GN": 1.0}, description="what each kind of negative counts in the loss"
     )
@@ -81,7 +83,7 @@ class Model(Strict):
     """
 
     size: Annotated[int, Field(ge=8, multiple_of=8)]
-    embedding_dim: Annotated[int, Field(ge=2)] = 16
+    embedding_dim: int = Field(default=16, ge=2, description="numbers of one id's vector: what its table costs; not tuned here")
     train_kinds: Kinds = "all"
 
     def kinds(self) -> tuple[str, ...]:
