@@ -4,12 +4,14 @@ input:NAME          a declared feature in whatever way it moved (value, presence
 labels:click_rate   clicks among what was exposed
 cascade:candidates  how many candidates are logged, and how they fall into exposed, ranked and pre-ranked
 catalogue:GN        global negatives for each positive: the day's catalogue has too few items, or others
+model:behind        several of the model's own figures moved and nothing else did that day: it is old, or it is not what was judged
 
 Every judged column is a figure, too: its distance from the training window, of which a trend is drawn.
 
 Several watchers may see one cause: traffic counts the candidates of a request, inputs and the funnel how they fall into stages.
 `gathered` makes one finding of that, so that one incident opens, and closes when none of them sees it any more. It also takes what
 follows from a broken input, from lost feedback or from a changed cascade into the finding of that: the model's figures move with them.
+Where nothing of that kind was found they move together all the same, so two or more of them are one finding, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ TOLD_BY = {"cascade:candidates": WATCHER}  # who tells what several watchers see
 MISSING = "missing"  # the method of presence: shares of the rows without a value
 ROOTS, EFFECTS = ("input", "cascade"), ("funnel", "quality")  # kinds: the second follow from the first, and from lost feedback
 APART = frozenset({"funnel:scores", "funnel:labels"})  # answers that are no numbers, and what is said of the look itself
+BEHIND, BEHIND_BY = "model:behind", "funnel"  # and the watcher that tells it
 METHODS = {"wasserstein": "Wasserstein distance in sd", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
 
 
@@ -97,17 +100,55 @@ def _with_effects(looks: list[Look]) -> list[Look]:
     """The looks with what follows from the worst root of the day told there: an effect never goes into a milder cause."""
     roots = [one for look in looks for one in look.findings if one.kind in ROOTS or one.cause == "labels:outage"]
     root = next(iter(ranked(roots)), None)
+    found = _effects(looks)
     if root is None or root.severity == "info":
+        return _behind(looks, found, told=())
+    told = [one for one in found if SEVERITIES.index(one.severity) >= SEVERITIES.index(root.severity)]
+    looks = _behind(looks, [one for one in found if one not in told], told)
+    if not told:
         return looks
-    effects = [one for look in looks for one in look.findings if one.kind in EFFECTS and one.cause not in APART]
-    effects = [one for one in ranked(effects) if SEVERITIES.index(one.severity) >= SEVERITIES.index(root.severity)]
-    if not effects:
-        return looks
-    for effect in effects:
-        looks = [_without(look, effect.cause) for look in looks]
-    named = ", ".join(f"{effect.cause} ({effect.excess:.1f} times its limit)" for effect in effects)
-    whole = replace(root, said=f"{root.said}; with it moved {named}")
+    looks = _without_all(looks, told)
+    whole = replace(root, said=f"{root.said}; with it moved {_named(told)}")
     return [replace(look, findings=tuple(whole if one is root else one for one in look.findings)) for look in looks]
+
+
+def _behind(looks: list[Look], effects: list[Finding], told: Sequence[Finding]) -> list[Look]:
+    """The looks with two effects or more as one finding; one alone speaks for itself.
+
+    A champion that ages moves one figure after another: without this, each of them rings on a day of its own. While any of them is
+    found, here or with its root, the incident of all stays as it is.
+
+    Args:
+        effects: the worst first; told: those that are told with their root.
+    """
+    place = next((place for place, look in enumerate(looks) if look.watcher == BEHIND_BY and not look.missing), None)
+    if place is None or not (effects or told):
+        return looks
+    if len(effects) < 2:
+        return _put(looks, place, replace(looks[place], unjudged=looks[place].unjudged | {BEHIND}))
+    worst = effects[0]
+    whole = replace(worst, cause=BEHIND, said=f"{worst.said}; what moved is {_named(effects)}")
+    looks = _without_all(looks, effects)
+    return _put(looks, place, replace(looks[place], findings=tuple(ranked([*looks[place].findings, whole]))))
+
+
+def _effects(looks: Sequence[Look]) -> list[Finding]:
+    """What is said of the model's own figures, the worst first."""
+    return ranked(one for look in looks for one in look.findings if one.kind in EFFECTS and one.cause not in APART)
+
+
+def _named(effects: Sequence[Finding]) -> str:
+    return ", ".join(f"{effect.cause} ({effect.excess:.1f} times its limit)" for effect in effects)
+
+
+def _without_all(looks: list[Look], findings: Sequence[Finding]) -> list[Look]:
+    for finding in findings:
+        looks = [_without(look, finding.cause) for look in looks]
+    return looks
+
+
+def _put(looks: list[Look], place: int, look: Look) -> list[Look]:
+    return [*looks[:place], look, *looks[place + 1 :]]
 
 
 def _without(look: Look, cause: str) -> Look:

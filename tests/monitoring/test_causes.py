@@ -115,15 +115,43 @@ def test_what_follows_from_a_broken_input_is_told_with_it_and_not_alone() -> Non
     inputs, funnel = gathered([seen("inputs", "input:cand_price"), seen("funnel", "funnel:edge", "funnel:gauc_light", value=0.3)])
     assert inputs.findings[0].said.endswith("with it moved funnel:edge (3.0 times its limit), funnel:gauc_light (3.0 times its limit)")
     assert (inputs.findings[0].value, inputs.findings[0].cause) == (0.2, "input:cand_price")
-    assert funnel.findings == () and funnel.unjudged == {"funnel:edge", "funnel:gauc_light"}, "an incident of before stays as it is"
+    assert funnel.findings == () and {"funnel:edge", "funnel:gauc_light"} < funnel.unjudged, "an incident of before stays as it is"
 
 
 def test_an_effect_does_not_hide_behind_a_milder_cause_and_broken_scores_never_do() -> None:
     paged = Finding(cause="funnel:gauc_light", severity="page", said="lost", value=0.5, limit=0.1)
     funnel = replace(seen("funnel", "funnel:scores"), findings=(paged, *seen("funnel", "funnel:scores").findings))
-    assert gathered([seen("inputs", "input:cand_price"), funnel])[1] == funnel
+    assert gathered([seen("inputs", "input:cand_price"), funnel])[1].findings == funnel.findings
 
 
-def test_effects_without_a_root_speak_for_themselves() -> None:
+def test_one_effect_without_a_root_speaks_for_itself_and_closes_nothing_of_several() -> None:
     looks = [seen("inputs"), seen("labels", "labels:interest"), seen("funnel", "funnel:edge")]
+    *others, funnel = gathered(looks)
+    assert others == looks[:2] and funnel.findings == looks[2].findings and funnel.unjudged == {"model:behind"}
+
+
+def test_several_effects_without_a_root_are_one_finding_of_the_funnel_led_by_the_worst() -> None:
+    looks = [seen("inputs"), seen("funnel", "funnel:edge", "funnel:scores"), seen("estimate", "quality:estimate", value=0.5)]
+    _, funnel, estimate = gathered(looks)
+    assert [one.cause for one in funnel.findings] == ["model:behind", "funnel:scores"], "broken scores are told by themselves"
+    behind = funnel.findings[0]
+    assert (behind.value, behind.limit, behind.severity) == (0.5, 0.1, "ticket") and behind.said.startswith(
+        "estimate saw quality:estimate;"
+    )
+    assert behind.said.endswith("what moved is quality:estimate (5.0 times its limit), funnel:edge (2.0 times its limit)")
+    assert funnel.unjudged == {"funnel:edge"} and estimate.unjudged == {"quality:estimate"} and estimate.findings == ()
+
+
+def test_several_effects_told_with_their_root_close_nothing_of_several() -> None:
+    _, funnel = gathered([seen("inputs", "input:cand_price"), seen("funnel", "funnel:edge", "funnel:gauc_light")])
+    assert "model:behind" in funnel.unjudged and funnel.findings == ()
+
+
+def test_where_nothing_moved_several_are_over() -> None:
+    (funnel,) = gathered([seen("funnel")])
+    assert "model:behind" not in funnel.unjudged
+
+
+def test_where_the_funnel_saw_nothing_of_the_day_effects_speak_for_themselves() -> None:
+    looks = [seen("funnel", missing=True), seen("estimate", "quality:estimate", "quality:realized")]
     assert gathered(looks) == looks
