@@ -175,7 +175,7 @@ def _score(
     try:
         scores, rows = score_days(bundle, files, f"scoring v{version}")
         whole = score_days(bundle, [complete], f"scoring v{version} on whole requests") if complete else None
-    except OSError:
+    except (OSError, MemoryError):  # not the version's fault
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base
         said = str(error) if isinstance(error, HapError) else _told(error)

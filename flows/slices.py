@@ -27,7 +27,7 @@ def slices_of(
         judging: the days whose samples are judged.
         training: the days whose values are not new.
     """
-    files = partitions.parquet_files(ws, judging)
+    files = partitions.parquet_files(ws, list(judging))
     columns: dict[str, NDArray[np.int64]] = {}
     seen: dict[str, NDArray[np.int64]] = {}
     missing: list[str] = []

@@ -236,7 +236,7 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or found[0] < 2:
-        raise UsageError(f"--sizes {text!r} is no list of numbers of requests; write for example 500,1000,2000")
+        raise UsageError(f"--sizes {text!r} is no list of numbers of requests, 2 or more each; write for example 500,1000,2000")
     return found
 
 
