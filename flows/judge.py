@@ -86,12 +86,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
 
 
 def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, against: int | None, days: Sequence[dt.date]) -> Evidence:
-    manifests = _manifests(ws, days)
-    findings = [
-        Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`")
-        for day in days
-        if str(day) not in manifests
-    ]
+    manifests, findings = _manifests(ws, days)
     collected = [day for day in days if str(day) in manifests]
     files = partitions.parquet_files(ws, collected)
     complete, absent = _complete(ws, params, collected)
@@ -124,7 +119,7 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
         whole=describe_whole(challenger, *ours.whole, params, days) if ours and ours.whole else {},
         detail=_detail(params, files, ours, theirs),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
-        budgets=_budgets(challenger, days),
+        budgets=_budgets(challenger, collected),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
         champion_trained_on=theirs.bundle.info["window"] if theirs else (),
@@ -135,15 +130,24 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
 def _unjudged(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date], finding: Finding) -> Evidence:
     """The evidence on a version of which nothing but the finding is known."""
     return gather(
-        version=version, against=against, days=[day.isoformat() for day in days], manifests=_manifests(ws, days),
+        version=version, against=against, days=[day.isoformat() for day in days], manifests=_manifests(ws, days)[0],
         expressive_kinds=params.expressive.kinds(), kind=np.zeros(0, np.int8), offsets=np.zeros(1, np.int64), challenger={},
         findings=[finding],
     )  # fmt: skip
 
 
-def _manifests(ws: Workspace, days: Sequence[dt.date]) -> dict[str, str]:
-    """The id of each day's samples; days without any are left out."""
-    return {str(day): manifest.id for day in days if (manifest := partitions.find(ws, day))}
+def _manifests(ws: Workspace, days: Sequence[dt.date]) -> tuple[dict[str, str], list[Finding]]:
+    """The id of each day's samples, and what is wrong with days that have none."""
+    ids, findings = {}, []
+    for day in days:
+        try:
+            if manifest := partitions.find(ws, day):
+                ids[str(day)] = manifest.id
+            else:
+                findings.append(Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`"))
+        except DataError as error:
+            findings.append(Finding("undecided", str(error)))
+    return ids, findings
 
 
 def _told(error: Exception) -> str:
@@ -217,7 +221,7 @@ def _detail(params: Params, files: Sequence[Path], ours: _Side | None, theirs: _
 
 
 def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | None]:
-    """What the version takes, by the names of hap.evaluation.evidence.BUDGETS."""
+    """What the version takes, by the names of hap.evaluation.evidence.BUDGETS; without a day that has samples it has no age."""
     cost = challenger.cost()
     light, expressive = (Cost(**cost["operations"][name]) for name in MODELS)
     candidates = np.array([cost["in_process"]["candidates"]])
@@ -226,7 +230,7 @@ def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | N
     return {
         "p99_ms": cost["in_process"]["p99_ms"]["hap"],
         "operations": cost_ratio(light, expressive, candidates, share),
-        **{f"{name}.age_days": float((days[-1] - last).days) if last else None for name, last in newest.items()},
+        **{f"{name}.age_days": float((days[-1] - last).days) if last and days else None for name, last in newest.items()},
     }
 
 

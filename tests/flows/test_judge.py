@@ -101,6 +101,19 @@ def test_a_day_without_a_manifest_is_undecided_and_says_how_to_collect_it(ws):
     assert answer["reasons"][0] == f"{DAYS[3]} has no samples; collect them with `hapctl collect --day {DAYS[3]}`"
 
 
+def test_a_day_that_has_no_logs_yet_is_undecided_and_makes_nobody_old(ws):
+    answer = judged(ws, "--day", "2030-01-01")
+    assert answer["verdict"] == "undecided" and answer["reasons"][0].startswith("2030-01-01 has no samples")
+
+
+def test_a_day_whose_manifest_is_damaged_is_undecided(ws):
+    manifest = ws.samples / f"day={DAYS[3]}" / "manifest.json"
+    manifest.unlink()  # DVC's cache may hold the same file
+    manifest.write_text("{")
+    answer = judged(ws)
+    assert answer["verdict"] == "undecided" and "manifest.json" in answer["reasons"][0] and answer["manifests"] == {}
+
+
 def test_a_day_that_it_was_trained_on_is_refused_as_leakage(ws):
     answer = judged(ws, "--day", DAYS[2])
     assert answer["verdict"] == "refuse"
