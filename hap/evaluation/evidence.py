@@ -128,10 +128,12 @@ def gather(
     found = list(findings)
     if shared := sorted(set(days) & set(trained_on)):
         found.append(Finding("refuse", f"v{version} was trained or stopped on {', '.join(shared)}, which it is judged on"))
-    if shared := sorted(set(days) & set(champion_trained_on)):
-        found.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
     found += _later(f"v{version}", "it knows what came later", days, trained_on)
-    found += _later(f"v{against}", "the comparison would favour it", days, champion_trained_on)
+    unfair: list[Finding] = []
+    if shared := sorted(set(days) & set(champion_trained_on)):
+        unfair.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
+    unfair += _later(f"v{against}", "the comparison would favour it", days, champion_trained_on)
+    found += unfair
     if len(manifests) < len(days) and not findings:
         found.append(Finding("undecided", f"{len(days)} judging days have {len(manifests)} manifests: collect the days first"))
     parts = dict(slices or {})
@@ -140,11 +142,11 @@ def gather(
     other = _first_difference(rows, champion_rows) if champion is not None and rows is not None and champion_rows is not None else None
     if other is not None:
         found.append(Finding("undecided", f"v{against} was scored on other rows, or in another order, than v{version}: {other}"))
-    comparable = champion if other is None else None
+    comparable = champion if other is None and not unfair else None  # else a loss that is none of the challenger's would refuse it
     theirs = _measure(f"v{against}", "undecided", comparable, codes, bounds, parts, found) if comparable is not None else {}
     for name, (mine, its) in (figures or {}).items():
         ours[SLICED, name] = mine
-        if its is not None:
+        if its is not None and comparable is not None:
             theirs[SLICED, name] = its
     if against is not None and champion is None and not findings:
         found.append(Finding("undecided", f"v{against} has no scores on these requests, so there is nothing to compare with"))

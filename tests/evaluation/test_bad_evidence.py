@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hap.evaluation.auc import RequestAuc
 from hap.evaluation.evidence import MEMBERS, Evidence, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.wording import verdict_text
@@ -114,9 +115,13 @@ def test_training_on_the_judging_day_is_refused():
     assert verdict.verdict == "refuse" and "v2 was trained or stopped on 2026-01-04" in verdict.reasons[0]
 
 
-def test_a_champion_trained_on_the_judging_day_leaves_it_undecided():
-    verdict = decide(evidence(champion_trained_on=["2026-01-04"]), RULES)
-    assert verdict.verdict == "undecided" and "would favour it" in verdict.reasons[0]
+@pytest.mark.parametrize("day", ["2026-01-04", "2026-01-05"])
+def test_a_champion_trained_on_the_judging_day_or_later_leaves_it_undecided_however_much_better_it_looks(day):
+    _, _, scores = judged_day()
+    lost = RequestAuc(np.zeros(1200), np.ones(1200)), RequestAuc(np.ones(1200), np.ones(1200))
+    judged = evidence(challenger=harmed(by=0.5), champion=scores, figures={"recall": lost}, champion_trained_on=[day])
+    verdict = decide(judged, RULES)
+    assert verdict.verdict == "undecided" and len(verdict.reasons) == 1 and "would favour it" in verdict.reasons[0]
 
 
 def test_a_version_trained_on_a_later_day_than_one_that_judges_does_not_pass():
