@@ -44,7 +44,8 @@ def calibrate_gate(
             steps.collect(ws, params, window)
         judging = judging_days(day, params.gate.days)
         files = partitions.parquet_files(ws, list(window.training))
-        manifests = [partitions.load(ws, one).id for one in [*window.training, *judging]]
+        ids = {str(one): partitions.load(ws, one).id for one in [*window.training, *judging]}
+        manifests = list(ids.values())
         pools = _pools(ws, params, judging)
         kind = np.concatenate([pool.kind for pool in pools])
         offsets = _offsets(pools)
@@ -54,7 +55,7 @@ def calibrate_gate(
             with current().step(f"models of seed {seed}"):
                 scores = _scores(ws, own, files, manifests, pools)
             evidence = gather(
-                version=seed, against=None, days=list(map(str, judging)), manifests=manifests[-len(judging) :],
+                version=seed, against=None, days=list(map(str, judging)), manifests={str(one): ids[str(one)] for one in judging},
                 expressive_kinds=params.expressive.kinds(), kind=kind, offsets=offsets, challenger=scores,
             )  # fmt: skip
             tables.append(evidence.challenger)

@@ -1,29 +1,31 @@
 """The gate's step: score champion and challenger from their bundles on the judging days, decide, and write the version's page."""
 
 import datetime as dt
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.bundles import bundle_of
-from flows.page import write_page
+from flows.page import page_path, write_page
+from flows.slices import slices_of
 from flows.talk import current
-from flows.whole import describe_whole, recall_of
-from hap.errors import HapError, NotFound
+from flows.whole import describe_whole, figures_of
+from hap import durable
+from hap.errors import DataError, HapError, NotFound
 from hap.evaluation.auc import RequestAuc
 from hap.evaluation.cascade import Cost, cost_ratio
 from hap.evaluation.detail import describe_scores
-from hap.evaluation.evidence import MEMBERS, Finding, gather
+from hap.evaluation.evidence import MEMBERS, Evidence, Finding, gather
 from hap.evaluation.gate import decide
-from hap.evaluation.slices import slice_masks
 from hap.evaluation.verdict import Verdict
-from hap.params import Features, Params
+from hap.monitoring.staleness import member_windows
+from hap.params import MODELS, Features, Params
 from hap.registry import versions
 from hap.registry.ledger import open_ledger
 from hap.samples import partitions
@@ -47,23 +49,47 @@ class _Side:
 
 
 def judge(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date]) -> Verdict:
-    """Judge a registered version on the days, and attach the verdict and its page to it; what cannot be judged gets a verdict, too.
+    """Judge a registered version on the days, and attach the verdict and its page to it.
+
+    A verdict is written whatever happens on the way: what cannot be judged, or breaks while it is, leaves it undecided or refused.
 
     Args:
         against: the champion to compare with; None for the first version ever.
 
     Raises:
-        NotFound: a version is not registered.
+        NotFound: a version is not registered, or was freed.
+        OSError: a disk or the network failed. The verdict that says so is written without a page, so the same words judge again.
     """
-    challenger = bundle_of(ws, params, version)
-    manifests = {day: manifest for day in days if (manifest := partitions.find(ws, day))}
-    findings = [
-        Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`")
-        for day in days
-        if day not in manifests
-    ]
-    files = partitions.parquet_files(ws, list(manifests))
-    complete, absent = _complete(ws, params, list(manifests))
+    versions.get_whole(ws, params, version)
+    challenger: Bundle | None = None
+    failed: Exception | None = None
+    try:
+        challenger = bundle_of(ws, params, version)
+        evidence = _evidence(ws, params, challenger, version, against, days)
+    except HapError as error:  # a stored bundle that is damaged is the version's own fault
+        outcome: Literal["refuse", "undecided"] = "refuse" if challenger is None and isinstance(error, DataError) else "undecided"
+        evidence = _unjudged(ws, params, version, against, days, Finding(outcome, f"v{version} cannot be judged: {error}"))
+    except Exception as error:
+        failed = error
+        told = f"v{version} could not be judged: {_told(error)}; its traceback is in {_keep_traceback(ws, version)}"
+        evidence = _unjudged(ws, params, version, against, days, Finding("undecided", told))
+    verdict = decide(evidence, params.gate, params.seed)
+    versions.set_verdict(ws, params, version, verdict.to_json())
+    _point_challenger(ws, params, verdict)
+    if challenger is None or isinstance(failed, OSError):
+        page_path(ws, version).unlink(missing_ok=True)  # an earlier verdict's
+    else:
+        write_page(ws, params, verdict, challenger)
+    if isinstance(failed, OSError):
+        raise failed
+    return verdict
+
+
+def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, against: int | None, days: Sequence[dt.date]) -> Evidence:
+    manifests, findings = _manifests(ws, days)
+    collected = [day for day in days if str(day) in manifests]
+    files = partitions.parquet_files(ws, collected)
+    complete, absent = _complete(ws, params, collected)
     findings += [absent] if absent else []
     try:
         ours, refused = _score(challenger, files, complete, version, "refuse")
@@ -72,33 +98,76 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
         if complete:
             complete.unlink()
     findings += [finding for finding in (refused, lost) if finding]
-    evidence = gather(
+    window = [dt.date.fromisoformat(day) for day in challenger.info["window"]]
+    slices, missing = slices_of(ws, params, collected, window) if ours else ({}, [])
+    if against is not None:  # else none judges
+        findings += [Finding("undecided", text) for text in missing]
+    return gather(
         version=version,
         against=against,
         days=[day.isoformat() for day in days],
-        manifests=[manifest.id for manifest in manifests.values()],
+        manifests=manifests,
         expressive_kinds=challenger.info["expressive_kinds"],
         kind=ours.rows.kind if ours else np.zeros(0, np.int8),
         offsets=ours.rows.offsets if ours else np.zeros(1, np.int64),
         challenger=ours.scores if ours else {},
         champion=theirs.scores if theirs else None,
-        slices=_slices(ws, params, challenger, ours.rows) if ours else {},
-        recall=_recall(params, ours, theirs),
+        rows=_row_ids(ours) if ours else None,
+        champion_rows=_row_ids(theirs) if theirs else None,
+        slices=slices,
+        figures=_figures(params, ours, theirs),
         whole=describe_whole(challenger, *ours.whole, params, days) if ours and ours.whole else {},
         detail=_detail(params, files, ours, theirs),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
-        budgets=_budgets(challenger, days),
+        budgets=_budgets(challenger, collected),
         cost=challenger.cost(),
         trained_on=challenger.info["window"],
         champion_trained_on=theirs.bundle.info["window"] if theirs else (),
         findings=findings,
     )
-    verdict = decide(evidence, params.gate, params.seed)
-    versions.set_verdict(ws, params, version, verdict.to_json())
-    write_page(ws, params, verdict, challenger)
-    if verdict.verdict == "pass":
-        versions.set_alias(ws, params, "challenger", version)
-    return verdict
+
+
+def _unjudged(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date], finding: Finding) -> Evidence:
+    """The evidence on a version of which nothing but the finding is known."""
+    return gather(
+        version=version, against=against, days=[day.isoformat() for day in days], manifests=_manifests(ws, days)[0],
+        expressive_kinds=params.expressive.kinds(), kind=np.zeros(0, np.int8), offsets=np.zeros(1, np.int64), challenger={},
+        findings=[finding],
+    )  # fmt: skip
+
+
+def _manifests(ws: Workspace, days: Sequence[dt.date]) -> tuple[dict[str, str], list[Finding]]:
+    """The id of each day's samples, and what is wrong with days that have none."""
+    ids, findings = {}, []
+    for day in days:
+        try:
+            if manifest := partitions.find(ws, day):
+                ids[str(day)] = manifest.id
+            else:
+                findings.append(Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`"))
+        except DataError as error:
+            findings.append(Finding("undecided", str(error)))
+    return ids, findings
+
+
+def _told(error: Exception) -> str:
+    """An unexpected error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _keep_traceback(ws: Workspace, version: int) -> Path:
+    """Write the current traceback where a report can quote it."""
+    path = ws.state / f"gate-{versions.label(version)}.txt"
+    durable.write_text(path, traceback.format_exc())
+    return path
+
+
+def _point_challenger(ws: Workspace, params: Params, verdict: Verdict) -> None:
+    """The alias challenger is at what passed and does not serve; what no longer passes loses it."""
+    if verdict.verdict != "pass":
+        versions.drop_alias(ws, params, "challenger", verdict.version)
+    elif champion_of(ws, params) != verdict.version:
+        versions.set_alias(ws, params, "challenger", verdict.version)
 
 
 def _score(
@@ -110,8 +179,11 @@ def _score(
     try:
         scores, rows = score_days(bundle, files, f"scoring v{version}")
         whole = score_days(bundle, [complete], f"scoring v{version} on whole requests") if complete else None
-    except (HapError, KeyError, pa.ArrowException) as error:
-        return None, Finding(blame, f"v{version} cannot be scored on these days: {error}")
+    except (OSError, MemoryError):  # not the version's fault
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no public base
+        said = str(error) if isinstance(error, HapError) else _told(error)
+        return None, Finding(blame, f"v{version} cannot be scored on these days: {said}")
     return _Side(bundle, scores, rows, whole), None
 
 
@@ -125,13 +197,20 @@ def _score_champion(
     return _score(bundle, files, complete, version, "undecided")
 
 
-def _recall(params: Params, ours: _Side | None, theirs: _Side | None) -> tuple[RequestAuc, RequestAuc | None] | None:
-    """Recall@K of challenger and champion by judged request."""
+def _row_ids(side: _Side) -> np.ndarray:
+    """Request and item of each scored row, I64[N, 2]."""
+    place = [feature.name for feature in side.bundle.features.ids("item")].index("item_id")
+    return np.stack([np.repeat(side.rows.request_id, np.diff(side.rows.offsets)), side.rows.cand_ids[:, place]], axis=1)
+
+
+def _figures(params: Params, ours: _Side | None, theirs: _Side | None) -> dict[str, tuple[RequestAuc, RequestAuc | None]]:
+    """Recall@K and what else whole requests tell, of challenger and champion by judged request."""
     if ours is None or ours.whole is None:
-        return None
+        return {}
     judged, k = ours.rows.request_id, params.gate.recall.at
-    mine = recall_of(*ours.whole, judged, k, params.seed)
-    return mine, recall_of(*theirs.whole, judged, k, params.seed) if theirs and theirs.whole else None
+    mine = figures_of(*ours.whole, judged, k, params.seed)
+    its = figures_of(*theirs.whole, judged, k, params.seed) if theirs and theirs.whole else {}
+    return {name: (value, its.get(name)) for name, value in mine.items()}
 
 
 def _detail(params: Params, files: Sequence[Path], ours: _Side | None, theirs: _Side | None) -> dict[str, Any]:
@@ -142,16 +221,16 @@ def _detail(params: Params, files: Sequence[Path], ours: _Side | None, theirs: _
 
 
 def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | None]:
-    """What the version takes, by the names of hap.evaluation.evidence.BUDGETS."""
+    """What the version takes, by the names of hap.evaluation.evidence.BUDGETS; without a day that has samples it has no age."""
     cost = challenger.cost()
-    light, expressive = (Cost(**cost["operations"][name]) for name in ("light", "expressive"))
+    light, expressive = (Cost(**cost["operations"][name]) for name in MODELS)
     candidates = np.array([cost["in_process"]["candidates"]])
     share = routed_count(challenger.route, int(candidates[0])) / int(candidates[0])
-    newest = dt.date.fromisoformat(challenger.info["window"][-1])
+    newest = member_windows(challenger.info)
     return {
         "p99_ms": cost["in_process"]["p99_ms"]["hap"],
         "operations": cost_ratio(light, expressive, candidates, share),
-        "age_days": float((days[-1] - newest).days),
+        **{f"{name}.age_days": float((days[-1] - last).days) if last and days else None for name, last in newest.items()},
     }
 
 
@@ -167,36 +246,10 @@ def _complete(ws: Workspace, params: Params, days: Sequence[dt.date]) -> tuple[P
     return (path if count else None), None
 
 
-def _slices(ws: Workspace, params: Params, challenger: Bundle, pool: Pool) -> dict[str, np.ndarray]:
-    """The slices of gate.slices among the judged rows; those of new ids need the samples that the challenger was trained on."""
-    features, counts = challenger.features, np.diff(pool.offsets)
-    columns = {"history_length": np.repeat((pool.hist_ids[..., 0] > 0).sum(axis=1), counts)}
-    columns |= {f.name: np.repeat(pool.user_ids[:, place], counts) for place, f in enumerate(features.ids("user"))}
-    columns |= {f.name: pool.cand_ids[:, place] for place, f in enumerate(features.ids("item"))}
-    window = [dt.date.fromisoformat(day) for day in challenger.info["window"]]
-    seen: dict[str, Any] = {}
-    if all(partitions.find(ws, day) for day in window):
-        items = {f.name for f in features.ids("item")}
-        for one in params.gate.slices:
-            if one.new and one.column in columns:
-                stored = f"cand_{one.column}" if one.column in items else one.column
-                seen[one.column] = _distinct(partitions.parquet_files(ws, window), stored)
-    return slice_masks(params.gate.slices, columns, seen, pool.kind == 0, params.gate.slice_min_positives)
-
-
 def _buckets(files: Sequence[Path]) -> np.ndarray:
     """The difficulty bucket of every judged row, in the order of `score_days`."""
     columns = [pc.list_flatten(pq.ParquetFile(path).read(columns=["cand_bucket"])["cand_bucket"]) for path in files]
     return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns]).astype(str)
-
-
-def _distinct(files: Sequence[Path], column: str) -> Any:
-    """Every value of a column, of lists what stands in them."""
-    found: list[np.ndarray] = []
-    for path in files:
-        values = pq.ParquetFile(path).read(columns=[column])[column]
-        found.append(pc.unique(pc.list_flatten(values) if pa.types.is_list(values.type) else values).to_numpy(zero_copy_only=False))
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 def champion_of(ws: Workspace, params: Params) -> int | None:

@@ -141,7 +141,7 @@ def existing_verdict(ws: Workspace, version: int, window: Window) -> Verdict | N
     raw = versions.read_verdict(ws, version)
     if raw is None or not page_path(ws, version).exists() or tuple(raw["days"]) != tuple(map(str, window.judging)):
         return None
-    if list(raw["manifests"]) != [partitions.load(ws, day).id for day in window.judging]:
+    if raw["manifests"] != {str(day): partitions.load(ws, day).id for day in window.judging}:
         return None
     return Verdict.from_json(raw)
 

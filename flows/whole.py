@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hap.evaluation import cascade
 from hap.evaluation.auc import RequestAuc
+from hap.evaluation.evidence import RECALL
 from hap.params import KINDS, Params
 from hap.serving.bundle import Bundle
 from hap.training.feed import Pool
@@ -18,8 +19,10 @@ SIZES = (200, 500, 1000, 2000)  # candidates of a request at which the table by 
 Scores = dict[str, NDArray[np.float64]]  # by member
 
 
-def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, seed: int) -> RequestAuc:
-    """Recall@K of the cascade by judged request, with what each weighs; one that is not in the pool weighs nothing.
+def figures_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, seed: int) -> dict[str, RequestAuc]:
+    """Recall@K, hit rate, NDCG and agreement of the cascade by judged request, with what each weighs there.
+
+    A request that is not in the pool weighs nothing; recall weighs each click that fits alike, the others each request.
 
     Args:
         pool: the requests with all their candidates that `scores` belong to.
@@ -28,12 +31,21 @@ def recall_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, see
     """
     requests = _requests(pool, seed)
     weight = cascade.findable(requests, k)
-    found = cascade.hits(cascade.places(scores["cascade"], requests), requests, k)
+    served, on_all = cascade.places(scores["cascade"], requests), cascade.places(scores["expressive"], requests)
+    found, clicked = cascade.hits(served, requests, k), (weight > 0).astype(np.float64)
+    figures = {
+        RECALL: (found / weight.clip(min=1), weight),
+        "hit_rate": ((found > 0).astype(np.float64), clicked),
+        "ndcg": (np.nan_to_num(cascade.ndcg(served, requests, k)), clicked),
+        "agreement": (cascade.agreement(served, on_all, requests, k), clicked),
+    }
     _, at, known = np.intersect1d(judged, pool.request_id, return_indices=True)
-    value_R, weight_R = np.zeros(len(judged)), np.zeros(len(judged))
-    value_R[at] = (found / weight.clip(min=1))[known]
-    weight_R[at] = weight[known]
-    return RequestAuc(value_R, weight_R)
+    by_request = {}
+    for name, (value, weighs) in figures.items():
+        value_R, weight_R = np.zeros(len(judged)), np.zeros(len(judged))
+        value_R[at], weight_R[at] = value[known], weighs[known]
+        by_request[name] = RequestAuc(value_R, weight_R)
+    return by_request
 
 
 def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, days: Sequence[dt.date]) -> dict[str, Any]:
@@ -41,14 +53,12 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, d
     k, requests = params.gate.recall.at, _requests(pool, params.seed)
     operations = bundle.cost()["operations"]
     costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
-    served = cascade.places(scores["cascade"], requests)
-    on_all = cascade.places(scores["expressive"], requests)
+    served, on_all = cascade.places(scores["cascade"], requests), cascade.places(scores["expressive"], requests)
     curve = cascade.curve(requests, scores["light"], scores["expressive"], k, costs)
     best = cascade.best_share(curve, params.gate.max_operations if params.gate.max_operations is not None else np.inf)
     gate = params.gate
     enough = cascade.enough_share(requests, scores["light"], scores["expressive"], k, gate.alpha, gate.bootstrap_draws, params.seed)
-    weight = cascade.findable(requests, k)
-    found, whole = (cascade.hits(place, requests, k).sum() / max(weight.sum(), 1) for place in (served, on_all))
+    ours, theirs = (cascade.describe(place, on_all, requests, k) for place in (served, on_all))
     routed = scores["cascade"] > 0
     return {
         "k": k,
@@ -57,12 +67,10 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, d
         "positives": int(requests.clicked.sum()),
         "candidates": float(requests.counts.mean()) if len(requests.counts) else 0.0,
         "routed_share": float(routed.mean()) if len(routed) else 0.0,
-        "recall": float(found),
-        "relative": float(found / whole) if whole else 0.0,
-        "hit_rate": float((cascade.hits(served, requests, k) > 0).mean()) if len(requests.counts) else 0.0,
-        "ndcg": float(np.nanmean(cascade.ndcg(served, requests, k))) if weight.any() else 0.0,
-        "agreement": float(cascade.agreement(served, on_all, requests, k).mean()) if len(requests.counts) else 0.0,
-        "by_size": [group._asdict() for group in cascade.recall_by_size(served, requests, k, SIZES)],
+        **dataclasses.asdict(ours),
+        "relative": ours.recall / theirs.recall if theirs.recall else 0.0,
+        "expressive_on_all": dataclasses.asdict(theirs),
+        "by_size": [dataclasses.asdict(group) for group in cascade.by_size(served, on_all, routed, requests, k, SIZES)],
         "curve": [dataclasses.asdict(point) for point in curve],
         "best": dataclasses.asdict(best) if best else None,
         "enough": {"share": enough, "keeps": cascade.ENOUGH} if enough is not None else None,

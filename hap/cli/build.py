@@ -178,7 +178,8 @@ def gate_run(
     with talking(Talk()):
         verdict = judge_version(ws, version, other, day_of(day) if day else None)
     page = page_path(ws, version)
-    answer({**verdict.to_json(), "page": str(page)}, f"{verdict_text(verdict)}\npage: {page}", json)
+    shown = str(page) if page.exists() else None  # of a version whose bundle is damaged there is none
+    answer({**verdict.to_json(), "page": shown}, f"{verdict_text(verdict)}\npage: {shown or 'none'}", json)
     raise typer.Exit(verdict.exit_code)
 
 
@@ -202,7 +203,9 @@ def gate_calibrate(
     pairs: Annotated[
         int | None, typer.Option(help="Pairs for each size and true difference.", min=20, max=100_000, show_default="300")
     ] = None,
-    sizes: Annotated[str | None, typer.Option(help="Requests of a pair, with commas between.", show_default=WHOLE.sizes)] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Requests of a pair, with commas between; the day's own number is added.", show_default=WHOLE.sizes)
+    ] = None,
     margin: Annotated[float | None, typer.Option(help="In place of gate.margin.", min=1e-6, max=1, show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK.seeds} seeds, {QUICK.pairs} pairs, sizes {QUICK.sizes}.")] = False,
     root: Root = None,
@@ -233,7 +236,7 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or found[0] < 2:
-        raise UsageError(f"--sizes {text!r} is no list of numbers of requests; write for example 500,1000,2000")
+        raise UsageError(f"--sizes {text!r} is no list of numbers of requests, 2 or more each; write for example 500,1000,2000")
     return found
 
 

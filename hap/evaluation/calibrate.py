@@ -77,7 +77,7 @@ def calibrate(
     """Rates of each verdict by size and true difference, of the gate and of a threshold on the plain differences.
 
     Args:
-        sizes: requests of a pair.
+        sizes: requests of a pair; the population's own number is counted, too.
         pairs: for each size; each is judged at every true difference.
         coverage_pairs: pairs of the population's own size on which intervals are counted.
         report: told (done, of) in pairs.
@@ -91,7 +91,8 @@ def calibrate(
     rates: dict[str, Any] = {}
     threshold: dict[str, Any] = {}
     errors: dict[str, Any] = {}
-    for place, size in enumerate(sorted(sizes)):
+    sizes = sorted({*sizes, population.requests})
+    for place, size in enumerate(sizes):
         passed: dict[str, list[float]] = {delta: [] for delta in DELTAS}
         counts, plain = ({delta: Counter[str]() for delta in DELTAS} for _ in range(2))
         found = resampled_pairs(population, size, pairs, seed, lambda evidence: ask(evidence, rules))
@@ -111,6 +112,7 @@ def calibrate(
         "alpha": rules.alpha,
         "models": len(population.tables),
         "requests": population.requests,
+        "today": today(rates, threshold, population.requests),
         "pairs": pairs,
         "rates": rates,
         "pass_errors": errors,
@@ -120,6 +122,18 @@ def calibrate(
         "smallest_requests": smallest(rates),
         "threshold_smallest_requests": smallest(threshold),
         "coverage": coverage(population, rules, coverage_pairs, seed),
+    }
+
+
+def today(rates: Mapping[str, Any], threshold: Mapping[str, Any], requests: int) -> dict[str, dict[str, float]]:
+    """At the day's own number of requests: how often the gate, and a plain threshold, refuse or pass wrongly, and pass equal models."""
+    return {
+        name: {
+            "false_refuse": at["zero"]["refuse"],
+            "false_pass": at["minus_margin"]["pass"],
+            "power": at["zero"]["pass"],
+        }
+        for name, at in (("gate", rates[str(requests)]), ("threshold", threshold[str(requests)]))
     }
 
 
@@ -187,7 +201,7 @@ def _evidence(population: Population, champion: int, challenger: int, rows: NDAr
         version=2,
         against=1,
         days=("",),
-        manifests=("",),
+        manifests={"": ""},
         expressive_kinds=population.expressive_kinds,
         requests=len(rows),
         clicked_requests=int((positives > 0).sum()),
@@ -264,6 +278,10 @@ def calibration_text(found: Mapping[str, Any]) -> str:
     lines = [table(["requests", "truth", *OUTCOMES, "a plain threshold passes"], rows), ""]
     protocol = f"margin {found['margin']:g}, alpha {found['alpha']:g}, {found['pairs']} pairs each"
     lines.append(f"{protocol}, of {found['models']} models that differ by seed; the day has {found['requests']:,} requests")
+    for name, what in (("gate", "the gate"), ("threshold", "a plain threshold")):
+        at = found["today"][name]
+        errors = f"{at['false_refuse']:.1%} false refuse, {at['false_pass']:.1%} false pass, power {at['power']:.1%}"
+        lines.append(f"at the day's {found['requests']:,} requests {what} has {errors}")
     for delta, name in (("minus_margin", "a loss of the margin"), ("zero", "equal models")):
         largest = max(errors[delta] for errors in found["pass_errors"].values())
         lines.append(f"standard error of how often {name} pass: {largest:.1%} at most")

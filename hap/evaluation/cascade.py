@@ -6,7 +6,7 @@ values here; ties go by chance, since samples lie clicked ones first. Letters: R
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -128,6 +128,13 @@ def ndcg(final_N: I64, requests: Requests, k: int) -> F64:
     return np.divide(gained, ideal, out=np.full(len(ideal), np.nan), where=ideal > 0)
 
 
+def rank_agreement(final_N: I64, expressive_N: I64, requests: Requests) -> F64:
+    """Spearman's correlation of the final list with expressive-on-all's, whole lists [R]; NaN below two candidates."""
+    moved = np.bincount(requests.owner, weights=(final_N - expressive_N).astype(np.float64) ** 2, minlength=len(requests.counts))
+    count = requests.counts.astype(np.float64)
+    return 1 - 6 * np.divide(moved, count * (count**2 - 1), out=np.full(len(count), np.nan), where=count > 1)
+
+
 class Cost(NamedTuple):
     """What a model takes, in any unit: operations, or seconds."""
 
@@ -144,16 +151,41 @@ def cost_ratio(light: Cost, expressive: Cost, counts: I64, share: float) -> floa
     return float(total / (len(counts) * expressive.per_request + counts.sum() * expressive.per_candidate))
 
 
-@dataclass(frozen=True)
-class Point:
-    """The cascade at one routed share. Means over requests with a click; recall weighs each click alike."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the first K of final lists hold, over some requests; NaN where none of them defines it."""
+
+    recall: float  # clicks among the first K, of those that fit; each click weighs alike
+    hit_rate: float  # of the requests with a click, those with one among the first K
+    ndcg: float  # mean over the requests with a click
+    agreement: float  # of expressive-on-all's first K, those in the final first K: mean over requests
+    rank_agreement: float  # Spearman's correlation of the whole list with expressive-on-all's: mean over requests
+
+
+def describe(final_N: I64, expressive_N: I64, requests: Requests, k: int, inside: NDArray[np.bool_] | None = None) -> Found:
+    """Figures of final lists.
+
+    Args:
+        final_N, expressive_N: places in the final list, and in that of expressive on all.
+        inside: BOOL[R], the requests that count; None takes all.
+    """
+    chosen = np.ones(len(requests.counts), dtype=bool) if inside is None else inside
+    found, weight = hits(final_N, requests, k)[chosen], findable(requests, k)[chosen]
+    return Found(
+        recall=float(found.sum() / weight.sum()) if weight.sum() else float("nan"),
+        hit_rate=_mean((found > 0)[weight > 0].astype(np.float64)),
+        ndcg=_mean(ndcg(final_N, requests, k)[chosen]),
+        agreement=_mean(agreement(final_N, expressive_N, requests, k)[chosen]),
+        rank_agreement=_mean(rank_agreement(final_N, expressive_N, requests)[chosen]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(Found):
+    """The cascade at one routed share."""
 
     share: float
-    recall: float  # clicks among the first K of the final list, of those that fit
-    relative: float  # the same over that of expressive on all
-    hit_rate: float  # requests with a click among the first K
-    ndcg: float
-    agreement: float  # of expressive-on-all's first K, those in the final first K
+    relative: float  # recall over that of expressive on all
     cost: float | None  # over that of expressive on all
 
 
@@ -168,23 +200,13 @@ def curve(
     """
     selected = select(requests, light_N, light_N, expressive_N)
     on_all = places(expressive_N, requests)
-    whole = _recall(on_all, requests, k)
-    clicked = findable(requests, k) > 0
+    whole = describe(on_all, on_all, requests, k).recall
     points = []
     for share in shares:
-        final = selected.final_places(share)
-        recall = _recall(final, requests, k)
-        points.append(
-            Point(
-                share,
-                recall,
-                recall / whole if whole else float("nan"),
-                _mean(hits(final, requests, k)[clicked] > 0),
-                _mean(ndcg(final, requests, k)[clicked]),
-                _mean(agreement(final, on_all, requests, k)),
-                cost_ratio(*costs, requests.counts, share) if costs else None,
-            )
-        )
+        found = describe(selected.final_places(share), on_all, requests, k)
+        relative = found.recall / whole if whole else float("nan")
+        cost = cost_ratio(*costs, requests.counts, share) if costs else None
+        points.append(Point(share=share, relative=relative, cost=cost, **asdict(found)))
     return points
 
 
@@ -217,30 +239,32 @@ def enough_share(
     return next(share for place, share in enumerate(shares) if all(kept[place:]) or share == 1)
 
 
-class SizeGroup(NamedTuple):
-    """Requests of about one size, and what is found of their clicks."""
+@dataclass(frozen=True, kw_only=True)
+class SizeGroup(Found):
+    """Requests of about one size that have a click."""
 
     name: str  # candidates: 200-499, or 2000+
-    requests: int  # with a click
-    recall: float
+    requests: int
+    routed_share: float
 
 
-def recall_by_size(final_N: I64, requests: Requests, k: int, edges: Sequence[int]) -> list[SizeGroup]:
-    """Recall@K by the number of candidates: under the first edge, between two, and from the last one on; empty groups left out."""
-    found, weight = hits(final_N, requests, k), findable(requests, k)
+def by_size(
+    final_N: I64, expressive_N: I64, routed_N: NDArray[np.bool_], requests: Requests, k: int, edges: Sequence[int]
+) -> list[SizeGroup]:
+    """The final list by the number of candidates: under the first edge, between two, and from the last one on; empty groups left out."""
+    clicked, routed = findable(requests, k) > 0, np.bincount(requests.owner[routed_N], minlength=len(requests.counts))
     groups = []
     for low, high in pairwise([0, *edges, np.inf]):
-        inside = (requests.counts >= low) & (requests.counts < high) & (weight > 0)
+        inside = (requests.counts >= low) & (requests.counts < high) & clicked
         if inside.any():
             name = f"{low}+" if high == np.inf else f"{low}-{high - 1}"
-            groups.append(SizeGroup(name, int(inside.sum()), float(found[inside].sum() / weight[inside].sum())))
+            share = float(routed[inside].sum() / requests.counts[inside].sum())
+            found = asdict(describe(final_N, expressive_N, requests, k, inside))
+            groups.append(SizeGroup(name=name, requests=int(inside.sum()), routed_share=share, **found))
     return groups
 
 
-def _recall(final_N: I64, requests: Requests, k: int) -> float:
-    weight = findable(requests, k)
-    return float(hits(final_N, requests, k).sum() / weight.sum()) if weight.sum() else float("nan")
-
-
-def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float:
-    return float(values.mean()) if values.size else float("nan")
+def _mean(values: F64) -> float:
+    """Of what is defined."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -37,7 +37,8 @@ def describe_scores(
     Returns:
         buckets: bucket -> kind, negatives, members -> value (and change, where there is a champion), each {value, lower, upper}.
         pooled: member -> kind -> AUC over all requests at once, value and change, by DeLong.
-        calibration: model -> kind -> log_loss, ece, slope, intercept; reliability: model -> the diagram on exposed rows.
+        calibration, champion_calibration: model -> kind -> log_loss, ece, slope, intercept; without a champion the latter is empty.
+        reliability: model -> the diagram on exposed rows.
     """
     ours, theirs = (_sound(scores, len(kind)) for scores in (challenger, champion or {}))
     if not ours or not len(kind):
@@ -45,11 +46,8 @@ def describe_scores(
     return {
         "buckets": _buckets(kind, np.asarray(bucket, dtype=str), offsets, ours, theirs, rules, seed),
         "pooled": _pooled(kind, offsets, ours, theirs, rules.alpha),
-        "calibration": {
-            model: {name: _plain(found._asdict()) for name, found in calibration_by_kind(ours[model], kind).items()}
-            for model in MODELS
-            if model in ours
-        },
+        "calibration": _calibration(kind, ours),
+        "champion_calibration": _calibration(kind, theirs),
         "reliability": {model: _diagram(ours[model], kind) for model in MODELS if model in ours},
     }
 
@@ -119,6 +117,12 @@ def _pooled(
             if model in theirs:
                 table[model][name]["change"] = _interval(mine.minus(pooled_auc(theirs[model], positive, negative, offsets)).interval(alpha))
     return table
+
+
+def _calibration(kind: NDArray[np.int8], scores: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Of each model, whose scores are logits, by kind."""
+    by_model = {model: calibration_by_kind(scores[model], kind) for model in MODELS if model in scores}
+    return {model: {name: _plain(found._asdict()) for name, found in by_kind.items()} for model, by_kind in by_model.items()}
 
 
 def _diagram(logits: NDArray[np.float64], kind: NDArray[np.int8]) -> dict[str, list[float]]:

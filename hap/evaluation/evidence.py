@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hap.evaluation.auc import RequestAuc, by_request, rank, together
-from hap.params import NEGATIVES
+from hap.params import MODELS, NEGATIVES
 
 MEMBERS = ("light", "expressive", "cascade")  # cascade: the ensemble's final score
 
@@ -19,11 +19,11 @@ ALL = "all"  # the kinds of negatives together
 BUDGETS = {  # what a version may take -> how a person reads it
     "p99_ms": "p99 of the ensemble in process: {0:.1f} ms",
     "operations": "operations of the ensemble over those of expressive on all: {0:.2f}",
-    "age_days": "days from the newest training day to the judging day: {0:.0f}",
+    **{f"{model}.age_days": f"days from the newest training day of {model} to the judging day: {{0:.0f}}" for model in MODELS},
 }
 RECALL = "recall"  # of the cascade's first K, on requests with all their candidates
 
-Quantity = tuple[str, str]  # (member, kind); or SLICED with ALL, RECALL or a slice's name
+Quantity = tuple[str, str]  # (member, kind); or SLICED with ALL, RECALL, another figure of whole requests, or a slice's name
 
 
 def guarded(expressive_kinds: Sequence[str]) -> tuple[Quantity, ...]:
@@ -52,7 +52,7 @@ class Evidence:
     version: int
     against: int | None  # the champion; None for the first version
     days: tuple[str, ...]  # judging days, YYYY-MM-DD
-    manifests: tuple[str, ...]  # ids of their samples
+    manifests: Mapping[str, str]  # day -> id of its samples; a day without any is absent
     expressive_kinds: tuple[str, ...]  # what the challenger's expressive model was trained on
     requests: int  # R
     clicked_requests: int  # those with at least one positive: only they enter a GAUC
@@ -69,8 +69,8 @@ class Evidence:
 
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""
-        described = (self.version, self.against, self.days, self.manifests, self.expressive_kinds, self.requests, self.clicked_requests)
-        named = [sorted(part.items()) for part in (self.cost, self.slices, self.whole, self.detail, self.budgets)]
+        described = (self.version, self.against, self.days, self.expressive_kinds, self.requests, self.clicked_requests)
+        named = [sorted(part.items()) for part in (self.manifests, self.cost, self.slices, self.whole, self.detail, self.budgets)]
         measured = (self.positives, self.parity_max_abs_diff, *named, self.findings)
         sha = hashlib.sha256(repr((described, measured)).encode())
         for side in (self.challenger, self.champion):
@@ -86,14 +86,16 @@ def gather(
     version: int,
     against: int | None,
     days: Sequence[str],
-    manifests: Sequence[str],
+    manifests: Mapping[str, str],
     expressive_kinds: Sequence[str],
     kind: ArrayLike,
     offsets: ArrayLike,
     challenger: Mapping[str, ArrayLike],
     champion: Mapping[str, ArrayLike] | None = None,
+    rows: NDArray[np.int64] | None = None,
+    champion_rows: NDArray[np.int64] | None = None,
     slices: Mapping[str, NDArray[np.bool_]] | None = None,
-    recall: tuple[RequestAuc, RequestAuc | None] | None = None,
+    figures: Mapping[str, tuple[RequestAuc, RequestAuc | None]] | None = None,
     whole: Mapping[str, Any] | None = None,
     detail: Mapping[str, Any] | None = None,
     parity_max_abs_diff: float | None = None,
@@ -110,8 +112,9 @@ def gather(
         offsets: [R+1] where each request's rows begin and end.
         challenger: member -> [N] scores of the rows, from the challenger's bundle.
         champion: the same from the champion's bundle; None where there is none or it cannot be scored.
+        rows, champion_rows: I64[N, 2], request and item of each row that the scores belong to; compared where both are given.
         slices: by name, the rows [N] of it.
-        recall: Recall@K of each request, and what it weighs, of challenger and champion; None where it was not measured.
+        figures: by name, such as RECALL, what each request has of it and what it weighs, of challenger and champion.
         whole: what else is known of the cascade on requests with all their candidates.
         detail: what `hap.evaluation.detail.describe_scores` says of the scores.
         trained_on: days that the challenger was trained or stopped on.
@@ -125,18 +128,26 @@ def gather(
     found = list(findings)
     if shared := sorted(set(days) & set(trained_on)):
         found.append(Finding("refuse", f"v{version} was trained or stopped on {', '.join(shared)}, which it is judged on"))
+    found += _later(f"v{version}", "it knows what came later", days, trained_on)
+    unfair: list[Finding] = []
     if shared := sorted(set(days) & set(champion_trained_on)):
-        found.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
+        unfair.append(Finding("undecided", f"v{against} was trained or stopped on {', '.join(shared)}: the comparison would favour it"))
+    unfair += _later(f"v{against}", "the comparison would favour it", days, champion_trained_on)
+    found += unfair
     if len(manifests) < len(days) and not findings:
         found.append(Finding("undecided", f"{len(days)} judging days have {len(manifests)} manifests: collect the days first"))
     parts = dict(slices or {})
     # Without any scores the caller's findings say why; that every member lacks them would only repeat it.
     ours = _measure(f"v{version}", "refuse", challenger, codes, bounds, parts, found) if challenger or not findings else {}
-    theirs = _measure(f"v{against}", "undecided", champion, codes, bounds, parts, found) if champion is not None else {}
-    if recall is not None:
-        ours[SLICED, RECALL] = recall[0]
-        if recall[1] is not None:
-            theirs[SLICED, RECALL] = recall[1]
+    other = _first_difference(rows, champion_rows) if champion is not None and rows is not None and champion_rows is not None else None
+    if other is not None:
+        found.append(Finding("undecided", f"v{against} was scored on other rows, or in another order, than v{version}: {other}"))
+    comparable = champion if other is None and not unfair else None  # else a loss that is none of the challenger's would refuse it
+    theirs = _measure(f"v{against}", "undecided", comparable, codes, bounds, parts, found) if comparable is not None else {}
+    for name, (mine, its) in (figures or {}).items():
+        ours[SLICED, name] = mine
+        if its is not None and comparable is not None:
+            theirs[SLICED, name] = its
     if against is not None and champion is None and not findings:
         found.append(Finding("undecided", f"v{against} has no scores on these requests, so there is nothing to compare with"))
     clicks = np.concatenate(([0], np.cumsum(codes == 0)))
@@ -144,7 +155,7 @@ def gather(
         version=version,
         against=against,
         days=tuple(days),
-        manifests=tuple(manifests),
+        manifests=dict(manifests),
         expressive_kinds=tuple(expressive_kinds),
         requests=bounds.size - 1,
         clicked_requests=int((np.diff(clicks[bounds]) > 0).sum()),
@@ -159,6 +170,24 @@ def gather(
         cost=dict(cost or {}),
         findings=tuple(found),
     )
+
+
+def _later(label: str, consequence: str, days: Sequence[str], trained_on: Sequence[str]) -> list[Finding]:
+    """What stands against a version that was trained on days after one that judges."""
+    later = sorted(day for day in set(trained_on) - set(days) if days and day > min(days))
+    said = f"{label} was trained or stopped on {', '.join(later)}, after a day that judges: {consequence}"
+    return [Finding("undecided", said)] if later else []
+
+
+def _first_difference(rows: NDArray[np.int64], others: NDArray[np.int64]) -> str | None:
+    """Where two versions' rows part, in words; None where they are the same. Numbers of rows are told by the scores."""
+    least = min(len(rows), len(others))
+    apart = np.flatnonzero((rows[:least] != others[:least]).any(axis=1))
+    if not apart.size:
+        return None
+    place = int(apart[0])
+    (request, item), (its_request, its_item) = rows[place].tolist(), others[place].tolist()
+    return f"row {place + 1:,} is item {its_item} of request {its_request} for the one, item {item} of request {request} for the other"
 
 
 def _measure(

@@ -81,11 +81,12 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         gauc=_table(evidence.challenger),
         champion_gauc=_table(evidence.champion) if evidence.against is not None else None,
         slices=_slices(evidence, rules),
+        reported=_reported(evidence, rules, questions.asked, seed),
         whole={**evidence.whole, "guarded": evidence.against is not None and guards_recall(evidence, rules)} if evidence.whole else {},
         detail=dict(evidence.detail),
         requests=evidence.requests,
         positives=evidence.positives,
-        manifests=evidence.manifests,
+        manifests=dict(evidence.manifests),
         needs_requests=_needed(evidence, rules, judged) if verdict == "undecided" else None,
         alpha=rules.alpha,
         margin=rules.margin,
@@ -195,21 +196,23 @@ def _shortage(evidence: Evidence, rules: Gate) -> list[Finding]:
 
 
 def _unmeasured(evidence: Evidence, judged: Sequence[Judged], rules: Gate) -> list[Finding]:
-    """Members not measured, kinds that are empty or rest on too little; silent where a broader finding says it already."""
+    """Members not measured, kinds that are empty, and what rests on too little; silent where a broader finding says it already."""
     if not evidence.findings and any(result is None for result, _ in judged):
         absent = sorted({" on ".join(rule.name.split(".")[:2]) for result, rule in judged if result is None})
         return [Finding("undecided", f"not measured: {', '.join(absent)}")]
     if evidence.clicked_requests < rules.min_requests or evidence.positives < rules.min_positives:
         return []
     found = []
-    for kind in NEGATIVES:
-        used = [result for result, rule in judged if result is not None and rule.name.split(".")[1] == kind]
-        if not used:
-            continue
-        if not used[0].requests:
-            found.append(Finding("undecided", f"{kind}: no request holds both a positive and a negative of this kind"))
-        elif used[0].requests < rules.min_requests or used[0].weight < rules.min_positives:
-            rests = f"{kind}: only {used[0].requests:,} requests with {used[0].weight:,.0f} positives hold this kind"
+    by_name: dict[str, Resampled] = {}  # of all members alike
+    for result, rule in judged:
+        if result is not None:
+            by_name.setdefault(rule.name.split(".")[1], result)
+    for name, used in by_name.items():
+        kind = " of this kind" if name in NEGATIVES else ""
+        if not used.requests:
+            found.append(Finding("undecided", f"{name}: no request holds both a positive and a negative{kind}"))
+        elif used.requests < rules.min_requests or used.weight < rules.min_positives:
+            rests = f"{name}: only {used.requests:,} requests with {used.weight:,.0f} positives hold {'this kind' if kind else 'it'}"
             found.append(Finding("undecided", f"{rests} ({rules.min_requests:,} and {rules.min_positives:,} are needed)"))
     return found
 
@@ -230,17 +233,18 @@ def _parity(measured: float | None, limit: float) -> tuple[tuple[Rule, ...], lis
 def _budgets(evidence: Evidence, rules: Gate) -> tuple[list[Rule], list[Finding]]:
     """What a version may take, where params.yaml sets a limit; measured once, so without bounds."""
     judged, found = [], []
-    for name, wording_of in BUDGETS.items():
-        limit = getattr(rules, f"max_{name}")
+    for name, words in BUDGETS.items():
+        key = f"max_{name.split('.')[-1]}"  # the members' ages have one limit
+        limit = getattr(rules, key)
         if limit is None:
             continue
         value = evidence.budgets.get(name)
         outcome: Outcome = "undecided" if value is None or not math.isfinite(value) else "pass" if value <= limit else "refuse"
         judged.append(Rule(name, _finite(value), None, None, limit, outcome))
         if value is None or outcome == "undecided":
-            found.append(Finding("undecided", f"{name} was not measured, and gate.max_{name} is {limit:g}"))
+            found.append(Finding("undecided", f"{name} was not measured, and gate.{key} is {limit:g}"))
         elif outcome == "refuse":
-            found.append(Finding("refuse", f"{wording_of.format(value)}, more than gate.max_{name} {limit:g}"))
+            found.append(Finding("refuse", f"{words.format(value)}, more than gate.{key} {limit:g}"))
     return judged, found
 
 
@@ -276,6 +280,19 @@ def _table(measured: Mapping[Quantity, RequestAuc]) -> dict[str, dict[str, float
         row = {kind: measured.get((member, kind)) for kind in (*NEGATIVES, ALL)}
         table[member] = {kind: _finite(gauc(grouped)) if grouped is not None else None for kind, grouped in row.items()}
     return table
+
+
+def _reported(evidence: Evidence, rules: Gate, asked: Sequence[Question], seed: int) -> dict[str, dict[str, float | None]]:
+    """Every change against the champion that no rule judges, with its bounds."""
+    judged = {question.quantity for question in asked if question.sort == "regression"}
+    others = [quantity for quantity in evidence.challenger if quantity in evidence.champion and quantity not in judged]
+    if not others:
+        return {}
+    change = np.stack([evidence.challenger[one].auc - evidence.champion[one].auc for one in others], axis=1)
+    weight = np.stack([evidence.challenger[one].weight for one in others], axis=1)
+    found = [one.interval(rules.alpha) for one in resample(change, weight, rules.bootstrap_draws, seed)]
+    bounds = [{"value": _finite(one.point), "lower": one.lower, "upper": one.upper} for one in found]
+    return {".".join(quantity): one for quantity, one in zip(others, bounds, strict=True)}
 
 
 def _slices(evidence: Evidence, rules: Gate) -> dict[str, dict[str, Any]]:

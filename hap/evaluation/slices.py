@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hap.params import Slice
 
-I64 = NDArray[np.int64]
+REPORTED = 8  # values of a column that are looked at though their clicks are too few to judge: the most clicked ones
 Mask = NDArray[np.bool_]
 
 
@@ -23,7 +23,7 @@ def slice_masks(
     Args:
         columns: by name, [N] what each candidate has of it; a slice of a column that is absent is left out.
         seen: by name, the values that the training window had, for slices of new ones; absent where that is not known.
-        positive: [N]; floor: a value of a column is a slice of its own from so many positives on.
+        positive: [N]; floor: each value of a column with so many positives is a slice, and `REPORTED` of those with fewer.
     """
     masks: dict[str, Mask] = {}
     for one in slices:
@@ -37,6 +37,8 @@ def slice_masks(
             masks[f"{one.column} below {one.below}"] = values < one.below
         else:
             found, clicks = np.unique(values[positive], return_counts=True)
-            wanted = found[clicks >= floor] if one.values is None else np.asarray(one.values)
+            often = np.argsort(-clicks, kind="stable")
+            every = np.sort(found[often[: (clicks >= floor).sum() + REPORTED]])
+            wanted = every if one.values is None else np.asarray(one.values)
             masks |= {f"{one.column}={value}": values == value for value in wanted.tolist()}
     return masks

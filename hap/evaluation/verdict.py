@@ -38,11 +38,12 @@ class Verdict:
     gauc: dict[str, dict[str, float | None]]  # of the challenger: member -> kind, and `all` kinds together
     champion_gauc: dict[str, dict[str, float | None]] | None
     slices: dict[str, dict[str, Any]]  # by name: positives, gauc, champion_gauc, and whether it guards
+    reported: dict[str, dict[str, float | None]]  # changes that no rule judges: MEMBER.KIND -> value, lower, upper
     whole: dict[str, Any]  # the cascade on requests with all their candidates: k, recall, relative to expressive on all, curve, ...
     detail: dict[str, Any]  # by difficulty bucket, pooled, calibration: hap.evaluation.detail
     requests: int
     positives: int
-    manifests: tuple[str, ...]
+    manifests: dict[str, str]  # day -> id of the samples that were judged
     needs_requests: int | None  # undecided: how many would decide, if the values stay; None: no number would, or none is needed
     alpha: float
     margin: float
@@ -63,5 +64,5 @@ class Verdict:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Verdict":
         """A verdict read back from verdict.json."""
-        lists = {name: tuple(raw[name]) for name in ("days", "reasons", "manifests")}
+        lists = {name: tuple(raw[name]) for name in ("days", "reasons")}
         return cls(**{**raw, **lists, "rules": tuple(Rule(**rule) for rule in raw["rules"])})

@@ -113,14 +113,20 @@ def _recall_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
     said += f" ({whole['requests']:,} requests, {whole['positives']:,} clicks, {whole['routed_share']:.0%} routed)"
     if rule := rules.get(f"{SLICED}.{RECALL}.regression"):
         return f"{said}; change {_change(rule)}"
+    if change := verdict.reported.get(f"{SLICED}.{RECALL}"):
+        said += f"; change {_bounded(change['value'], change['lower'], change['upper'])}"
     return said if verdict.against is None else f"{said}; reported only (too few clicks)"
 
 
 def _change(rule: Rule) -> str:
+    return _bounded(rule.value, rule.lower, rule.upper)
+
+
+def _bounded(value: float | None, lower: float | None, upper: float | None) -> str:
     """-.004 [-.009,+.001]"""
-    if rule.value is None or rule.lower is None or rule.upper is None:
+    if value is None or lower is None or upper is None:
         return "not measured"
-    return f"{rule.value:+.3f} [{rule.lower:+.3f},{rule.upper:+.3f}]".replace("0.", ".")
+    return f"{value:+.3f} [{lower:+.3f},{upper:+.3f}]".replace("0.", ".")
 
 
 def _cell(value: float | None, regression: Rule | None, floor: Rule | None) -> str:

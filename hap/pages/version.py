@@ -20,11 +20,18 @@ from hap.training.conflict import draw_conflict
 
 Spent = Mapping[str, Any]  # what a training took: spent/MODEL.json
 SHOWN_CANDIDATES = 1000  # of a request, for operations
+WHOLE_FIGURES = {
+    "recall": "clicks found (Recall@K)",
+    "hit_rate": "requests with a click found (hit rate)",
+    "ndcg": "NDCG@K",
+    "agreement": "first K shared with expressive on all",
+    "rank_agreement": "rank correlation with expressive on all",
+}
 ORDINARY_SLICES = 12  # in the figure, the worst first; the table has all
 NEXT = {
     "pass": "hapctl promote --model {model}",
-    "refuse": "hapctl gate run --model {model} --json",
-    "undecided": "hapctl gate run --model {model} --day D",
+    "refuse": "hapctl show {model}",
+    "undecided": "hapctl gate run --model {model}",
 }
 
 
@@ -58,6 +65,7 @@ def render(subject: Subject) -> str:
         next_command=NEXT[verdict.verdict].format(model=label(verdict.version)),
         quality=_quality(verdict),
         slices=_slices(verdict),
+        whole_changes=_whole_changes(verdict) if verdict.whole else [],
         parity=subject.bundle.parity(),
         compared=_compared(subject.bundle.parity()),
         costs=_costs(subject),
@@ -81,19 +89,31 @@ def _quality(verdict: Verdict) -> list[dict[str, Any]]:
             before = (verdict.champion_gauc or {}).get(member, {}).get(kind)
             row = {"member": member, "kind": kind, "value": value, "champion": before}
             row |= {"floor": rules.get(f"{member}.{kind}.floor"), "regression": rules.get(f"{member}.{kind}.regression")}
+            row["reported"] = verdict.reported.get(f"{member}.{kind}")
             rows.append(row)
     return rows
 
 
 def _slices(verdict: Verdict) -> list[dict[str, Any]]:
-    """Slices, the worst change first; with bounds where they were judged."""
+    """Slices, the worst change first, each with its bounds; `rule` where it was judged."""
     rules = _rules(verdict)
     rows = []
     for name, one in verdict.slices.items():
-        known = one["gauc"] is not None and one["champion_gauc"] is not None
-        change = one["gauc"] - one["champion_gauc"] if known else None
-        rows.append({"name": name, **one, "change": change, "rule": rules.get(f"{SLICED}.{name}.regression")})
-    return sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0.0))
+        rule = rules.get(f"{SLICED}.{name}.regression")
+        change = _bounds(rule) if rule else verdict.reported.get(f"{SLICED}.{name}", dict.fromkeys(("value", "lower", "upper")))
+        rows.append({"name": name, **one, "change": change, "rule": rule})
+    return sorted(rows, key=lambda row: (row["change"]["value"] is None, row["change"]["value"] or 0.0))
+
+
+def _whole_changes(verdict: Verdict) -> list[dict[str, Any]]:
+    """What whole requests tell of the cascade: its figures, those of expressive on all, and the change against the champion."""
+    rules, rows = _rules(verdict), []
+    for figure, title in WHOLE_FIGURES.items():
+        rule = rules.get(f"{SLICED}.{figure}.regression")
+        change = _bounds(rule) if rule else verdict.reported.get(f"{SLICED}.{figure}")
+        on_all = verdict.whole["expressive_on_all"][figure]
+        rows.append({"title": title, "value": verdict.whole[figure], "on_all": on_all, "change": change, "rule": rule})
+    return rows
 
 
 def _compared(parity: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -212,7 +232,7 @@ def _change(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _slice_change(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": row["name"], "colour": figures.MEMBER_COLOURS[SLICED], **_bounds(row["rule"])}
+    return {"name": row["name"], "colour": figures.MEMBER_COLOURS[SLICED], **row["change"]}
 
 
 def _bounds(rule: Rule) -> dict[str, float | None]:

@@ -14,7 +14,9 @@ class Slice(Strict):
     """
 
     column: str
-    values: tuple[int, ...] | None = Field(default=None, description="one slice for each; null: for each value with clicks enough")
+    values: tuple[int, ...] | None = Field(
+        default=None, description="one slice for each; null: for each value with clicks enough, and a few of the others"
+    )
     below: int | None = Field(default=None, description="values under this one")
     new: bool = Field(default=False, description="values that the training window did not have")
 
@@ -51,4 +53,4 @@ class Gate(Strict):
     max_parity: float = Field(default=1e-4, gt=0, description="largest score difference, exported graph against PyTorch")
     max_p99_ms: float | None = Field(default=None, gt=0, description="of the ensemble, 1,000 candidates, in process; null: no budget")
     max_operations: float | None = Field(default=1.0, gt=0, description="of the ensemble, 1,000 candidates, over expressive on all")
-    max_age_days: int | None = Field(default=7, ge=1, description="from the newest day a version was trained on to the judging day")
+    max_age_days: int | None = Field(default=7, ge=1, description="from the newest day that each member was trained on to the judging day")

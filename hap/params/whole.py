@@ -49,6 +49,8 @@ class Params(Strict):
         for one in self.gate.slices:
             if one.column not in known:
                 raise ValueError(f"gate.slices: {one.column!r} is none of {', '.join(known)}")
+            if one.new and one.column == "history_length":
+                raise ValueError("gate.slices: history_length is a number of events, none of which is new; give `below` or `values`")
         return self
 
     @model_validator(mode="after")

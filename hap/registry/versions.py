@@ -229,6 +229,17 @@ def set_alias(ws: Workspace, params: Params, alias: str, version: int) -> None:
             client.delete_registered_model_alias(MODEL, "challenger")
 
 
+def drop_alias(ws: Workspace, params: Params, alias: str, version: int) -> None:
+    """Take an alias off a version; nothing changes where it points elsewhere.
+
+    Raises:
+        HapError: MLflow cannot be reached.
+    """
+    with connect(ws, params) as client:
+        if _alias(client, alias) == version:
+            client.delete_registered_model_alias(MODEL, alias)
+
+
 def get_alias(ws: Workspace, params: Params, alias: str) -> int | None:
     """The version that an alias points at.
 

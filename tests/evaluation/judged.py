@@ -24,14 +24,14 @@ def evidence(challenger=None, champion="same", requests=1200, against=1, **chang
         "version": 2,
         "against": against,
         "days": ["2026-01-04"],
-        "manifests": ["abc"],
+        "manifests": {"2026-01-04": "abc"},
         "expressive_kinds": NEGATIVES,
         "kind": kind,
         "offsets": offsets,
         "challenger": scores if challenger is None else challenger,
         "champion": scores if isinstance(champion, str) else champion,
         "parity_max_abs_diff": 2e-6,
-        "budgets": {"p99_ms": 5.0, "operations": 0.4, "age_days": 1.0},
+        "budgets": {"p99_ms": 5.0, "operations": 0.4, "light.age_days": 1.0, "expressive.age_days": 1.0},
     }
     return gather(**{**named, **changes})
 

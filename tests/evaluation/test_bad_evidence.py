@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hap.evaluation.auc import RequestAuc
 from hap.evaluation.evidence import MEMBERS, Evidence, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.wording import verdict_text
@@ -32,6 +33,19 @@ def test_scores_of_another_length_are_refused():
     _, _, scores = judged_day()
     verdict = decide(evidence(challenger={**scores, "cascade": scores["cascade"][:-1]}), RULES)
     assert verdict.verdict == "refuse" and verdict.reasons[0] == "cascade: v2 gave 29,999 scores for 30,000 rows"
+
+
+def test_scores_in_another_order_leave_it_undecided():
+    kind, offsets, scores = judged_day()
+    rows = np.stack([np.repeat(np.arange(offsets.size - 1), np.diff(offsets)), np.arange(kind.size)], axis=1)
+    swapped = np.arange(kind.size)
+    swapped[[30, 31]] = swapped[[31, 30]]
+    other = {member: values[swapped] for member, values in scores.items()}
+    verdict = decide(evidence(champion=other, rows=rows, champion_rows=rows[swapped]), RULES)
+    apart = "row 31 is item 31 of request 1 for the one, item 30 of request 1 for the other"
+    assert verdict.verdict == "undecided"
+    assert verdict.reasons == (f"v1 was scored on other rows, or in another order, than v2: {apart}",)
+    assert decide(evidence(rows=rows, champion_rows=rows), RULES).verdict == "pass"
 
 
 def test_a_champion_that_cannot_be_scored_leaves_it_undecided():
@@ -101,9 +115,21 @@ def test_training_on_the_judging_day_is_refused():
     assert verdict.verdict == "refuse" and "v2 was trained or stopped on 2026-01-04" in verdict.reasons[0]
 
 
-def test_a_champion_trained_on_the_judging_day_leaves_it_undecided():
-    verdict = decide(evidence(champion_trained_on=["2026-01-04"]), RULES)
-    assert verdict.verdict == "undecided" and "would favour it" in verdict.reasons[0]
+@pytest.mark.parametrize("day", ["2026-01-04", "2026-01-05"])
+def test_a_champion_trained_on_the_judging_day_or_later_leaves_it_undecided_however_much_better_it_looks(day):
+    _, _, scores = judged_day()
+    lost = RequestAuc(np.zeros(1200), np.ones(1200)), RequestAuc(np.ones(1200), np.ones(1200))
+    judged = evidence(challenger=harmed(by=0.5), champion=scores, figures={"recall": lost}, champion_trained_on=[day])
+    verdict = decide(judged, RULES)
+    assert verdict.verdict == "undecided" and len(verdict.reasons) == 1 and "would favour it" in verdict.reasons[0]
+
+
+def test_a_version_trained_on_a_later_day_than_one_that_judges_does_not_pass():
+    verdict = decide(evidence(trained_on=["2026-01-03", "2026-01-05"]), RULES)
+    assert verdict.verdict == "undecided"
+    assert verdict.reasons == ("v2 was trained or stopped on 2026-01-05, after a day that judges: it knows what came later",)
+    verdict = decide(evidence(champion_trained_on=["2026-01-06"]), RULES)
+    assert verdict.reasons == ("v1 was trained or stopped on 2026-01-06, after a day that judges: the comparison would favour it",)
 
 
 def test_a_day_without_manifest_leaves_it_undecided():
@@ -112,7 +138,7 @@ def test_a_day_without_manifest_leaves_it_undecided():
 
 
 def test_evidence_without_any_measurement_is_undecided_with_a_reason():
-    bare = Evidence(version=3, against=2, days=(), manifests=(), expressive_kinds=NEGATIVES, requests=900, clicked_requests=900,
+    bare = Evidence(version=3, against=2, days=(), manifests={}, expressive_kinds=NEGATIVES, requests=900, clicked_requests=900,
                     positives=900, challenger={}, parity_max_abs_diff=0.0)  # fmt: skip
     verdict = decide(bare, RULES)
     assert verdict.verdict == "undecided" and verdict.reasons[0].startswith("not measured: cascade on EN")
@@ -129,7 +155,7 @@ def test_no_small_or_broken_evidence_crashes(requests, with_champion, least):
     scores = {member: np.array([s for s, _ in rows]) for member in MEMBERS}
     offsets = np.concatenate(([0], np.cumsum([len(request) for request in requests]))).astype(int)
     given_evidence = gather(
-        version=2, against=1 if with_champion else None, days=["2026-01-04"], manifests=["m"], expressive_kinds=("EN", "RN"),
+        version=2, against=1 if with_champion else None, days=["2026-01-04"], manifests={"2026-01-04": "m"}, expressive_kinds=("EN", "RN"),
         kind=[k for _, k in rows], offsets=offsets, challenger=scores, champion=scores if with_champion else None, parity_max_abs_diff=0.0,
     )  # fmt: skip
     verdict = decide(given_evidence, Gate(min_requests=least, min_positives=least, bootstrap_draws=100))

@@ -82,7 +82,7 @@ def test_a_pair_resampled_once_gets_the_verdicts_of_the_gate_on_scores_that_diff
 
 
 def test_the_gate_passes_equal_models_and_seldom_harm_where_a_threshold_lets_half_of_it_through():
-    found = calibrate(population(), RULES, [100, 1000], 25, 5, 1)
+    found = calibrate(population(requests=1000), RULES, [100, 1000], 25, 5, 1)
     large = found["rates"]["1000"]
     assert large["zero"]["pass"] > 0.95 and large["plus_margin"]["pass"] == 1 and large["minus_margin"]["pass"] <= 0.12
     assert found["threshold"]["1000"]["minus_margin"]["pass"] > 0.3
@@ -91,6 +91,19 @@ def test_the_gate_passes_equal_models_and_seldom_harm_where_a_threshold_lets_hal
         for outcomes in by_delta.values():
             assert set(outcomes) == set(OUTCOMES) and sum(outcomes.values()) == pytest.approx(1)
     assert "a plain threshold passes" in calibration_text(found)
+
+
+def test_the_days_own_number_of_requests_is_counted_and_told_whatever_sizes_are_asked_for():
+    found = calibrate(population(requests=300), RULES, [100], 20, 5, 1)
+    assert set(found["rates"]) == set(found["threshold"]) == {"100", "300"}
+    at, plain = found["rates"]["300"], found["threshold"]["300"]
+    assert found["today"] == {
+        "gate": {"false_refuse": at["zero"]["refuse"], "false_pass": at["minus_margin"]["pass"], "power": at["zero"]["pass"]},
+        "threshold": {"false_refuse": plain["zero"]["refuse"], "false_pass": plain["minus_margin"]["pass"], "power": plain["zero"]["pass"]},
+    }
+    said = f"at the day's 300 requests the gate has {at['zero']['refuse']:.1%} false refuse, {at['minus_margin']['pass']:.1%} false pass"
+    assert f"{said}, power {at['zero']['pass']:.1%}" in calibration_text(found)
+    assert f"a plain threshold has {plain['zero']['refuse']:.1%} false refuse" in calibration_text(found)
 
 
 def test_spreads_are_the_standard_errors_of_the_intervals():
@@ -110,7 +123,7 @@ def test_seed_noise_is_how_far_the_models_lie_apart():
 
 
 def test_few_requests_leave_equal_models_undecided_and_show_it():
-    found = calibrate(population(noise=0.3), RULES, [60], 20, 20, 1)
+    found = calibrate(population(noise=0.3, requests=80), RULES, [60], 20, 20, 1)
     assert found["rates"]["60"]["zero"]["undecided"] > 0.9 and found["smallest_requests"] is None
     assert "none; try larger ones" in calibration_text(found)
 
@@ -132,7 +145,7 @@ def test_the_smallest_size_is_the_one_from_which_on_equal_models_pass():
 
 
 def test_where_only_chance_keeps_a_size_from_being_the_smallest_the_text_says_so():
-    found = calibrate(population(), RULES, [100, 1000], 20, 20, 1)
+    found = calibrate(population(requests=1000), RULES, [100, 1000], 20, 20, 1)
     found["rates"]["1000"]["minus_margin"]["pass"] = 0.061
     found["pass_errors"]["1000"]["minus_margin"] = 0.012
     said = calibration_text({**found, "smallest_requests": smallest(found["rates"])})

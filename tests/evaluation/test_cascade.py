@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -127,7 +128,8 @@ def test_a_curve_ends_at_expressive_on_all_and_its_points_are_means_over_clicked
 
 def test_the_best_share_is_the_one_that_finds_most_within_the_budget():
     def point(share, recall, cost):
-        return routing.Point(share, recall, recall, 0.0, 0.0, 0.0, cost)
+        nothing = dict.fromkeys(("hit_rate", "ndcg", "agreement", "rank_agreement"), 0.0)
+        return routing.Point(share=share, recall=recall, relative=recall, cost=cost, **nothing)
 
     points = [point(0.0, 0.2, 0.1), point(0.3, 0.5, 0.4), point(0.5, 0.5, 0.6), point(0.6, 0.4, 0.7), point(1.0, 0.6, 1.1)]
     assert routing.best_share(points, 0.4).share == 0.3
@@ -147,13 +149,38 @@ def test_a_share_is_enough_when_its_lower_bound_and_those_of_all_larger_ones_kee
     assert routing.enough_share(lost, expressive, expressive, 3, 0.05, 200, 1) is None
 
 
-def test_recall_by_size_splits_the_requests_by_their_candidates():
-    offsets = np.array([0, 2, 12])
-    clicked = np.zeros(12, bool)
-    clicked[[0, 11]] = True
-    requests = routing.describe_requests(clicked, offsets, 1)
-    final = np.concatenate([np.arange(2), np.arange(10)])
-    assert routing.recall_by_size(final, requests, 1, [5, 50]) == [("0-4", 1, 1.0), ("5-49", 1, 0.0)]
+def test_figures_by_size_are_those_of_the_requests_of_that_size():
+    rng, requests = jagged(12, requests=60)
+    light, expressive = rng.normal(size=(2, len(requests.clicked)))
+    final = routing.select(requests, light, light, expressive).final_places(0.4)
+    on_all = routing.places(expressive, requests)
+    routed = routing.places(light, requests) < routing.routed_counts(requests.counts, 0.4)[requests.owner]
+    edge = int(np.median(requests.counts))
+    small, large = routing.by_size(final, on_all, routed, requests, 3, [edge])
+    assert (small.name, large.name) == (f"0-{edge - 1}", f"{edge}+")
+    clicks = np.bincount(requests.owner, weights=requests.clicked, minlength=len(requests.counts))
+    for group, inside in ((small, requests.counts < edge), (large, requests.counts >= edge)):
+        inside &= clicks > 0
+        alone = routing.describe(final, on_all, requests, 3, inside)
+        assert group.requests == inside.sum()
+        assert dataclasses.asdict(group).items() >= dataclasses.asdict(alone).items()
+        assert group.routed_share == pytest.approx(routed[inside[requests.owner]].mean())
+        assert alone.recall == pytest.approx(routing.hits(final, requests, 3)[inside].sum() / routing.findable(requests, 3)[inside].sum())
+    assert small.hit_rate > large.hit_rate and small.agreement > large.agreement  # three of fewer candidates
+
+
+def test_rank_agreement_is_spearmans_correlation():
+    from scipy.stats import spearmanr
+
+    rng, requests = jagged(13)
+    one, other = (routing.places(score, requests) for score in rng.normal(size=(2, len(requests.clicked))))
+    found = routing.rank_agreement(one, other, requests)
+    for request, (first, end) in enumerate(pairwise(requests.offsets.tolist())):
+        if end - first < 2:
+            assert np.isnan(found[request])
+        else:
+            assert found[request] == pytest.approx(spearmanr(one[first:end], other[first:end]).statistic, abs=1e-12)
+    assert routing.describe(one, one, requests, 5).rank_agreement == 1
 
 
 @pytest.mark.parametrize("offsets", [[0], [0, 0], [0, 3]])

@@ -9,8 +9,10 @@ from hap.evaluation.evidence import MEMBERS, Evidence, guarded
 from hap.evaluation.gate import decide
 from hap.evaluation.verdict import Verdict
 from hap.evaluation.wording import verdict_text
-from hap.params import NEGATIVES, Gate
+from hap.params import MODELS, NEGATIVES, Gate
 from tests.evaluation.judged import KIND, RULES, evidence, first, harmed, judged_day
+
+YOUNG = {f"{member}.age_days": 1.0 for member in MODELS}
 
 
 def test_an_equal_challenger_passes():
@@ -45,13 +47,15 @@ def test_harm_to_all_kinds_together_is_its_own_rule():
     assert "cascade on all kinds together, change: -." in verdict_text(verdict)
 
 
-def sliced(by=0.0, floor=500, requests=1200):
+def sliced(by=0.0, floor=500, requests=1200, **rules):
     """Two slices of the clicks, `content_type=1` and `=2`; in the second the clicks of the challenger's cascade fall by `by`."""
     kind, _, scores = judged_day(requests)
     second = np.repeat(np.arange(requests) % 4 == 0, KIND.size)
     worse = scores | {"cascade": scores["cascade"] - by * ((kind == 0) & second)}
     parts = {"content_type=1": ~second, "content_type=2": second}
-    return decide(evidence(challenger=worse, slices=parts, requests=requests), RULES.model_copy(update={"slice_min_positives": floor}))
+    return decide(
+        evidence(challenger=worse, slices=parts, requests=requests), RULES.model_copy(update={"slice_min_positives": floor, **rules})
+    )
 
 
 def test_harm_to_one_slice_only_is_refused_with_that_reason():
@@ -74,6 +78,24 @@ def test_a_slice_with_few_clicks_is_reported_and_does_not_judge():
     assert "slices: 1 guarded, 1 reported only" in verdict_text(verdict)
 
 
+def test_a_slice_of_clicks_enough_in_too_few_requests_is_undecided_and_says_so():
+    verdict = sliced(floor=300, requests=1200, min_requests=301)
+    assert verdict.verdict == "undecided"
+    assert verdict.reasons == ("content_type=2: only 300 requests with 300 positives hold it (301 and 100 are needed)",)
+
+
+def test_what_no_rule_judges_is_reported_with_the_bounds_of_its_change():
+    verdict = sliced(by=0.02, floor=500)
+    reported = verdict.reported["cascade.content_type=2"]
+    one = verdict.slices["content_type=2"]
+    assert reported["value"] == pytest.approx(one["gauc"] - one["champion_gauc"])
+    assert reported["lower"] < reported["value"] < reported["upper"] < 0
+    judged = {rule.name.removesuffix(".regression") for rule in verdict.rules if rule.name.endswith("regression")}
+    assert verdict.reported.keys() | judged >= {f"{member}.{kind}" for member in MEMBERS for kind in (*NEGATIVES, "all")}
+    assert not verdict.reported.keys() & judged
+    assert decide(first(), RULES).reported == {}
+
+
 def test_an_equal_challenger_passes_on_its_slices_too():
     verdict = sliced()
     assert verdict.verdict == "pass" and "on all 13 guarded GAUC, 1 slice," in verdict.reasons[0]
@@ -86,7 +108,7 @@ def recalled(change, clicks=1200):
     ours = theirs + change * (np.arange(1200) % 10 == 0)
     weight = (np.arange(1200) < clicks).astype(float)
     whole = {"k": 20, "recall": 0.5, "relative": 0.98, "requests": clicks, "positives": clicks, "routed_share": 0.3}
-    return decide(evidence(recall=(RequestAuc(ours, weight), RequestAuc(theirs, weight)), whole=whole), RULES)
+    return decide(evidence(figures={"recall": (RequestAuc(ours, weight), RequestAuc(theirs, weight))}, whole=whole), RULES)
 
 
 def test_lost_recall_of_the_cascade_is_refused_with_that_reason():
@@ -99,7 +121,8 @@ def test_lost_recall_of_the_cascade_is_refused_with_that_reason():
 
 def test_recall_on_few_clicks_is_reported_and_does_not_judge():
     verdict = recalled(-0.6, clicks=900)
-    assert verdict.verdict == "pass" and not verdict.whole["guarded"] and "reported only (too few clicks)" in verdict_text(verdict)
+    assert verdict.verdict == "pass" and not verdict.whole["guarded"]
+    assert "30% routed); change -.06" in verdict_text(verdict) and "reported only (too few clicks)" in verdict_text(verdict)
 
 
 def test_kept_recall_passes():
@@ -109,24 +132,25 @@ def test_kept_recall_passes():
 @pytest.mark.parametrize(
     ("measured", "outcome", "said"),
     [
-        (
-            {"operations": 1.2, "age_days": 1.0},
-            "refuse",
-            "operations of the ensemble over those of expressive on all: 1.20, more than",
-        ),
-        (
-            {"operations": 0.4, "age_days": 8.0},
-            "refuse",
-            "days from the newest training day to the judging day: 8, more than gate.max",
-        ),
-        ({"operations": 0.4}, "undecided", "age_days was not measured, and gate.max_age_days is 7"),
-        ({"operations": float("nan"), "age_days": 1.0}, "undecided", "operations was not measured"),
+        ({"operations": 1.2, **YOUNG}, "refuse", "operations of the ensemble over those of expressive on all: 1.20, more than"),
+        ({"operations": 0.4}, "undecided", "light.age_days was not measured, and gate.max_age_days is 7"),
+        ({"operations": float("nan"), **YOUNG}, "undecided", "operations was not measured"),
     ],
 )
 def test_a_version_that_takes_more_than_its_budget_is_refused_and_one_not_measured_never_passes(measured, outcome, said):
     verdict = decide(evidence(budgets=measured), RULES)
     assert verdict.verdict == outcome and any(reason.startswith(said) for reason in verdict.reasons)
     orjson.dumps(verdict.to_json())
+
+
+@pytest.mark.parametrize("member", MODELS)
+def test_the_age_of_each_member_is_judged(member):
+    other = next(name for name in MODELS if name != member)
+    verdict = decide(evidence(budgets={"operations": 0.4, **YOUNG, f"{member}.age_days": 8.0}), RULES)
+    said = f"days from the newest training day of {member} to the judging day: 8, more than gate.max_age_days 7"
+    assert verdict.verdict == "refuse" and verdict.reasons == (said,)
+    outcomes = {rule.name: rule.outcome for rule in verdict.rules}
+    assert outcomes[f"{member}.age_days"] == "refuse" and outcomes[f"{other}.age_days"] == "pass"
 
 
 def test_a_budget_for_p99_is_judged_where_one_is_set():
@@ -196,7 +220,7 @@ def test_the_same_evidence_gets_the_same_verdict_and_digest():
     a, b = decide(evidence(), RULES), decide(evidence(), RULES)
     assert a == b
     assert decide(evidence(challenger=harmed(by=0.01)), RULES).evidence != a.evidence
-    assert decide(evidence(manifests=["abd"]), RULES).evidence != a.evidence
+    assert decide(evidence(manifests={"2026-01-04": "abd"}), RULES).evidence != a.evidence
 
 
 @pytest.mark.parametrize(
@@ -233,8 +257,8 @@ def test_equal_models_are_seldom_refused_although_many_rules_are_read():
         sides = [rng.beta(4, 2, shape) for _ in range(2)]
         champion, challenger = ({q: RequestAuc(side[:, i], ones) for i, q in enumerate(guarded(NEGATIVES))} for side in sides)
         plain = Evidence(
-            version=2, against=1, days=("2026-01-04",), manifests=("m",), expressive_kinds=NEGATIVES, requests=250, clicked_requests=250,
-            positives=250, challenger=challenger, champion=champion, parity_max_abs_diff=0.0,
+            version=2, against=1, days=("2026-01-04",), manifests={"2026-01-04": "m"}, expressive_kinds=NEGATIVES, requests=250,
+            clicked_requests=250, positives=250, challenger=challenger, champion=champion, parity_max_abs_diff=0.0,
         )  # fmt: skip
         refused += decide(dataclasses.replace(plain), Gate(margin=1e-9, bootstrap_draws=100), seed).verdict == "refuse"
     assert refused <= 10

@@ -18,9 +18,14 @@ def masks(*slices, floor=1, seen=None):
     return slice_masks(slices, COLUMNS, seen or {}, KIND == 0, floor)
 
 
-def test_a_column_alone_makes_a_slice_of_each_value_with_clicks_enough():
+def test_a_column_alone_makes_a_slice_of_each_value_with_clicks_enough_and_of_the_most_clicked_others(monkeypatch):
     assert set(masks(Slice(column="content_type"))) == {"content_type=1", "content_type=3"}
-    assert masks(Slice(column="content_type"), floor=2) == {}
+    assert set(masks(Slice(column="content_type"), floor=2)) == {"content_type=1", "content_type=3"}
+    values = np.repeat([9, 4, 5, 6], [5, 4, 3, 2])
+    for reported, found in ((0, ["content_type=4", "content_type=9"]), (1, ["content_type=4", "content_type=5", "content_type=9"])):
+        monkeypatch.setattr("hap.evaluation.slices.REPORTED", reported)
+        made = slice_masks([Slice(column="content_type")], {"content_type": values}, {}, np.ones(14, bool), 4)
+        assert list(made) == found
 
 
 def test_named_values_are_slices_whatever_they_hold():
@@ -52,6 +57,9 @@ def test_a_slice_of_an_undeclared_column_is_refused_by_name(default_params):
     raw = default_params.model_dump(mode="json")
     raw["gate"]["slices"] = [{"column": "colour"}]
     with pytest.raises(ConfigError, match="'colour' is none of user_id, age_band"):
+        resolve(raw, "params.yaml")
+    raw["gate"]["slices"] = [{"column": "history_length", "new": True}]
+    with pytest.raises(ConfigError, match="history_length is a number of events"):
         resolve(raw, "params.yaml")
 
 

@@ -12,8 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from flows import judge
+from flows.page import page_path
+from flows.partly import judge_version
+from hap.errors import DataError
+from hap.evaluation.evidence import gather
+from hap.evaluation.verdict import Verdict
 from hap.logs.simulator import simulate
 from hap.project import project_file
+from hap.registry import versions
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
 from tests.words import hapctl
@@ -94,6 +101,19 @@ def test_a_day_without_a_manifest_is_undecided_and_says_how_to_collect_it(ws):
     assert answer["reasons"][0] == f"{DAYS[3]} has no samples; collect them with `hapctl collect --day {DAYS[3]}`"
 
 
+def test_a_day_that_has_no_logs_yet_is_undecided_and_makes_nobody_old(ws):
+    answer = judged(ws, "--day", "2030-01-01")
+    assert answer["verdict"] == "undecided" and answer["reasons"][0].startswith("2030-01-01 has no samples")
+
+
+def test_a_day_whose_manifest_is_damaged_is_undecided(ws):
+    manifest = ws.samples / f"day={DAYS[3]}" / "manifest.json"
+    manifest.unlink()  # DVC's cache may hold the same file
+    manifest.write_text("{")
+    answer = judged(ws)
+    assert answer["verdict"] == "undecided" and "manifest.json" in answer["reasons"][0] and answer["manifests"] == {}
+
+
 def test_a_day_that_it_was_trained_on_is_refused_as_leakage(ws):
     answer = judged(ws, "--day", DAYS[2])
     assert answer["verdict"] == "refuse"
@@ -117,3 +137,80 @@ def test_labels_of_one_class_are_undecided(ws):
 def test_a_version_that_was_never_registered_is_an_error_in_one_line(ws):
     done = hapctl("gate", "run", "--model", "v9", "--root", ws.root)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: v9 is not registered; registered: v1, v2")
+
+
+def broken(error: Exception):
+    def fail(*words: object, **more: object) -> None:
+        raise error
+
+    return fail
+
+
+def judged_here(ws: Workspace, against: int | None = None) -> Verdict:
+    """v2 judged in this process; what is returned is what was written."""
+    verdict = judge_version(ws, 2, against, None)
+    assert Verdict.from_json(orjson.loads((ws.verdicts / "v2.json").read_bytes())) == verdict
+    return verdict
+
+
+@pytest.mark.parametrize("part", ["describe_scores", "describe_whole", "slices_of", "_complete"])
+def test_a_defect_on_the_way_leaves_it_undecided_and_names_its_traceback(ws, monkeypatch, part):
+    monkeypatch.setattr(judge, part, broken(IndexError("list index\nout of range")))
+    verdict = judged_here(ws)
+    kept = ws.state / "gate-v2.txt"
+    assert verdict.verdict == "undecided"
+    assert verdict.reasons[0] == f"v2 could not be judged: IndexError: list index out of range; its traceback is in {kept}"
+    assert "IndexError: list index" in kept.read_text() and 'v2: <span class="word">undecided' in page_path(ws, 2).read_text()
+
+
+def test_graphs_that_fail_while_scoring_are_refused_with_what_they_said(ws, monkeypatch):
+    monkeypatch.setattr(judge, "score_days", broken(RuntimeError("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT")))
+    verdict = judged_here(ws)
+    assert verdict.verdict == "refuse"
+    assert verdict.reasons[0] == "v2 cannot be scored on these days: RuntimeError: [ONNXRuntimeError] : 2 : INVALID_ARGUMENT"
+
+
+def test_a_disk_that_fails_gets_a_verdict_without_a_page_so_that_the_day_is_judged_again(ws, monkeypatch):
+    monkeypatch.setattr(judge, "score_days", broken(OSError(5, "Input/output error", "samples")))
+    with pytest.raises(OSError, match="Input/output error"):
+        judge_version(ws, 2, None, None)
+    written = orjson.loads((ws.verdicts / "v2.json").read_bytes())
+    assert written["verdict"] == "undecided" and "Input/output error" in written["reasons"][0] and not page_path(ws, 2).exists()
+
+
+def test_a_stored_bundle_that_is_damaged_is_refused(ws, monkeypatch):
+    monkeypatch.setattr(judge, "bundle_of", broken(DataError("the stored bundle of v2 has digest 0123, registered was 4567")))
+    answer = judged_here(ws)
+    assert answer.verdict == "refuse"
+    assert answer.reasons[0] == "v2 cannot be judged: the stored bundle of v2 has digest 0123, registered was 4567"
+    assert not page_path(ws, 2).exists()
+
+
+def test_versions_of_different_schemas_are_compared_where_the_samples_hold_both(ws, monkeypatch):
+    """The second day has the column that v1 knows and v2 does not."""
+    scored = []
+    monkeypatch.setattr(judge, "gather", lambda **given: scored.append(given) or gather(**given))
+    verdict = judge_version(ws, 2, 1, DAYS[1])
+    assert len(scored[0]["challenger"]["light"]) == len(scored[0]["champion"]["light"]) > 0
+    assert (scored[0]["rows"] == scored[0]["champion_rows"]).all()
+    assert verdict.champion_gauc["light"]["EN"] != verdict.gauc["light"]["EN"]
+    assert f"v2 was trained or stopped on {DAYS[2]}, after a day that judges: it knows what came later" in verdict.reasons
+
+
+def test_slices_of_new_ids_need_the_samples_that_were_trained_on(ws):
+    shutil.rmtree(ws.samples / f"day={DAYS[2]}")
+    verdict = judged_here(ws, 1)
+    said = f"{DAYS[2]} was trained on and has no samples; `hapctl collect --day {DAYS[2]}` makes them"
+    assert f"slices of new user_id: {said}" in verdict.reasons and f"slices of new item_id: {said}" in verdict.reasons
+    assert verdict.slices and not any(name.endswith("new") for name in verdict.slices)
+
+
+def test_a_version_that_no_longer_passes_is_no_longer_the_challenger(ws, monkeypatch):
+    params = ws.params()
+    versions.set_alias(ws, params, "challenger", 2)
+    monkeypatch.setattr(judge, "score_days", broken(RuntimeError("no")))
+    judged_here(ws)
+    assert versions.get_alias(ws, params, "challenger") is None
+    versions.set_alias(ws, params, "challenger", 1)
+    judged_here(ws)
+    assert versions.get_alias(ws, params, "challenger") == 1

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from hap import durable
-from hap.evaluation.cascade import Cost, curve, describe_requests, recall_by_size
+from hap.evaluation.auc import RequestAuc
+from hap.evaluation.cascade import Cost, by_size, curve, describe, describe_requests, places
 from hap.evaluation.detail import describe_scores
 from hap.evaluation.evidence import MEMBERS, gather
 from hap.evaluation.gate import decide
@@ -61,13 +62,21 @@ def whole():
     clicked = rng.random(10_000) < 0.02
     light, expressive = clicked + rng.normal(0, 1, 10_000), 2 * clicked + rng.normal(0, 1, 10_000)
     requests = describe_requests(clicked, offsets, 1)
+    served, on_all = places(light, requests), places(expressive, requests)
     points = [dataclasses.asdict(point) for point in curve(requests, light, expressive, 20, (Cost(8e5, 1.6e3), Cost(8e5, 2.9e5)))]
-    groups = [group._asdict() for group in recall_by_size(np.tile(np.arange(250), 40), requests, 20, [200])]
+    groups = [dataclasses.asdict(group) for group in by_size(served, on_all, served < 75, requests, 20, [200])]
     return {
         "k": 20, "days": ["2026-01-04"], "requests": 40, "positives": int(clicked.sum()), "candidates": 250.0, "routed_share": 0.3,
-        "recall": 0.6, "relative": 0.95, "hit_rate": 0.7, "ndcg": 0.3, "agreement": 0.8, "curve": points, "by_size": groups,
+        **dataclasses.asdict(describe(served, on_all, requests, 20)), "relative": 0.95,
+        "expressive_on_all": dataclasses.asdict(describe(on_all, on_all, requests, 20)), "curve": points, "by_size": groups,
         "best": points[6], "enough": {"share": 0.4, "keeps": 0.995},
     }  # fmt: skip
+
+
+def figure(requests, value):
+    """A figure of whole requests: the challenger's a tenth higher than the champion's on every other request."""
+    weight = np.ones(requests)
+    return RequestAuc(value + 0.1 * (np.arange(requests) % 2), weight), RequestAuc(np.full(requests, value), weight)
 
 
 def training_record(default_params):
@@ -103,11 +112,13 @@ def subject(tmp_path_factory, default_params):
         second = np.repeat(np.arange(requests) % 2 == 0, KIND.size)
         evidence = gather(
             **{
-                "version": 2, "against": against, "days": ["2026-01-04"], "manifests": ["abc"], "expressive_kinds": NEGATIVES,
+                "version": 2, "against": against, "days": ["2026-01-04"], "manifests": {"2026-01-04": "abc"}, "expressive_kinds": NEGATIVES,
                 "kind": kind, "offsets": offsets, "challenger": ours, "champion": theirs, "whole": whole(),
-                "slices": {EVIL: second, "item_id new": ~second},
+                "slices": {EVIL: second, "item_id new": ~second, "history_length below 5": second & (np.arange(kind.size) < 2500)},
+                "figures": {"recall": figure(requests, 0.6), "hit_rate": figure(requests, 0.7)} if against else {},
                 "detail": describe_scores(kind, np.tile(BUCKET, requests), offsets, ours, theirs, RULES, 1),
-                "parity_max_abs_diff": 1.9e-6, "budgets": {"p99_ms": 5.5, "operations": 0.31, "age_days": 1.0}, "cost": COST,
+                "parity_max_abs_diff": 1.9e-6, "cost": COST,
+                "budgets": {"p99_ms": 5.5, "operations": 0.31, "light.age_days": 1.0, "expressive.age_days": 1.0},
                 **changes,
             }
         )  # fmt: skip
@@ -144,6 +155,35 @@ def test_every_rule_of_the_verdict_is_on_the_page(shown):
     one, page = shown
     page = page.replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'")
     assert [rule.name for rule in one.verdict.rules if rule.name not in page] == []
+
+
+def test_every_change_against_the_champion_is_on_the_page_with_its_bounds(shown):
+    one, page = shown[0].verdict, words(shown[1])
+    assert {"light.all", "expressive.all", "cascade.history_length below 5", "cascade.recall", "cascade.hit_rate"} <= set(one.reported)
+    changes = [*one.reported.values(), *[vars(rule) for rule in one.rules if rule.name.endswith(".regression")]]
+    changes += [found["change"] for bucket in one.detail["buckets"].values() for found in bucket["members"].values()]
+    for change in changes:
+        value, lower, upper = (f"{change[part]:+.3f}".replace("0.", ".", 1) for part in ("value", "lower", "upper"))
+        assert f"{value} {lower} to {upper}" in page
+    assert page.count(" reported only") == 8  # light and expressive on all kinds, the small slice, and five figures of whole requests
+
+
+def test_the_cascade_is_shown_by_size_with_every_figure(shown):
+    (group,) = shown[0].verdict.whole["by_size"]
+    figures = [f"{group[name]:.3f}".replace("0.", ".", 1) for name in ("recall", "hit_rate", "ndcg", "agreement", "rank_agreement")]
+    assert f"200+ {group['requests']} 30% {' '.join(figures)}" in words(shown[1])
+
+
+def test_calibration_of_the_champion_stands_beside_that_of_the_challenger(shown):
+    one = shown[0].verdict.detail
+    ours, theirs = (one[name]["light"]["EN"] for name in ("calibration", "champion_calibration"))
+    line = f"light EN {ours['log_loss']:.3f} {ours['ece']:.3f} {ours['slope']:.2f} {ours['intercept']:.2f} {theirs['log_loss']:.3f}"
+    assert re.sub(r"(?<![0-9])0\.", ".", line) in words(shown[1])
+
+
+def test_each_judging_day_stands_with_its_own_manifest(subject):
+    page = words(render(subject(days=["2026-01-03", "2026-01-04"])))
+    assert "judged on 2026-01-03 2026-01-04 abc" in page
 
 
 def test_a_page_has_every_figure_as_a_picture_that_cannot_run(shown):
