@@ -37,6 +37,7 @@ from hap.serving.bundle import Bundle
 from hap.serving.client import HapClient
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
+from hap.serving.wire import TYPES
 from hap.workspace import Workspace
 
 CANDIDATES = 200
@@ -60,6 +61,17 @@ def write_expected(into: Path, bundles: dict[int, Bundle], request: RequestTenso
     return into
 
 
+def http_body(request: RequestTensors) -> tuple[bytes, bytes]:
+    """JSON header and tensors of a request as Triton's binary tensor data extension has them over HTTP."""
+    arrays = request.arrays()
+    inputs = [
+        {"name": name, "shape": array.shape, "datatype": TYPES[array.dtype.name], "parameters": {"binary_data_size": array.nbytes}}
+        for name, array in arrays.items()
+    ]
+    header = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    return header, b"".join(array.tobytes() for array in arrays.values())
+
+
 class Callers:
     """The processes that ask."""
 
@@ -69,17 +81,10 @@ class Callers:
         self.http = self._hey(state, expected.with_name("body.bin"), request) if shutil.which("hey") else None
 
     def _hey(self, state: runtime.ServerState, body: Path, request: RequestTensors) -> "subprocess.Popen[str]":
-        from tritonclient.http import InferenceServerClient, InferInput
-
-        inputs = []
-        for name, array in request.arrays().items():
-            entry = InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
-            entry.set_data_from_numpy(array, binary_data=True)
-            inputs.append(entry)
-        content, header = InferenceServerClient.generate_request_body(inputs)
-        body.write_bytes(content)
+        header, content = http_body(request)
+        body.write_bytes(header + content)
         words = ["hey", "-z", "24h", "-c", "1", "-m", "POST", "-T", "application/octet-stream", "-t", "10"]
-        words += ["-H", f"Inference-Header-Content-Length: {header}", "-D", str(body)]
+        words += ["-H", f"Inference-Header-Content-Length: {len(header)}", "-D", str(body)]
         url = f"http://{state.host}:{state.http_port}/v2/models/hap/infer"
         return subprocess.Popen([*words, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
