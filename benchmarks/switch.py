@@ -37,6 +37,7 @@ from hap.serving.bundle import Bundle
 from hap.serving.client import HapClient
 from hap.serving.request import RequestTensors
 from hap.serving.session import BundleSession
+from hap.serving.wire import TYPES
 from hap.workspace import Workspace
 
 CANDIDATES = 200
@@ -60,6 +61,17 @@ def write_expected(into: Path, bundles: dict[int, Bundle], request: RequestTenso
     return into
 
 
+def http_body(request: RequestTensors) -> tuple[bytes, bytes]:
+    """JSON header and tensors of a request as Triton's binary tensor data extension has them over HTTP."""
+    arrays = request.arrays()
+    inputs = [
+        {"name": name, "shape": array.shape, "datatype": TYPES[array.dtype.name], "parameters": {"binary_data_size": array.nbytes}}
+        for name, array in arrays.items()
+    ]
+    header = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    return header, b"".join(array.tobytes() for array in arrays.values())
+
+
 class Callers:
     """The processes that ask."""
 
@@ -69,17 +81,10 @@ class Callers:
         self.http = self._hey(state, expected.with_name("body.bin"), request) if shutil.which("hey") else None
 
     def _hey(self, state: runtime.ServerState, body: Path, request: RequestTensors) -> "subprocess.Popen[str]":
-        from tritonclient.http import InferenceServerClient, InferInput
-
-        inputs = []
-        for name, array in request.arrays().items():
-            entry = InferInput(name, list(array.shape), "INT64" if array.dtype == np.int64 else "FP32")
-            entry.set_data_from_numpy(array, binary_data=True)
-            inputs.append(entry)
-        content, header = InferenceServerClient.generate_request_body(inputs)
-        body.write_bytes(content)
+        header, content = http_body(request)
+        body.write_bytes(header + content)
         words = ["hey", "-z", "24h", "-c", "1", "-m", "POST", "-T", "application/octet-stream", "-t", "10"]
-        words += ["-H", f"Inference-Header-Content-Length: {header}", "-D", str(body)]
+        words += ["-H", f"Inference-Header-Content-Length: {len(header)}", "-D", str(body)]
         url = f"http://{state.host}:{state.http_port}/v2/models/hap/infer"
         return subprocess.Popen([*words, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -92,7 +97,8 @@ class Callers:
             text, _ = self.http.communicate(timeout=60)
             by_status = {status: int(count) for status, count in re.findall(r"\[(\d+)\]\s+(\d+) responses", text)}
             errors = sum(int(count) for count in re.findall(r"\[(\d+)\]\s+(?:Post|Get)", text))
-            seen["http"] = {"requests": sum(by_status.values()) + errors, "by_status": by_status, "errors": errors}
+            failed = errors + sum(count for status, count in by_status.items() if status != "200")
+            seen["http"] = {"requests": sum(by_status.values()) + errors, "failed": failed, "by_status": by_status, "errors": errors}
         return seen
 
 
@@ -149,17 +155,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             rows = open_ledger(ws, params).verify()
         finally:
             runtime.stop(ws)
-    switches = [one["switch_ms"] for one in made]
+    switches, http = [one["switch_ms"] for one in made], seen.get("http", {"requests": 0, "failed": 0})
+    requests, failed = seen["requests"] + http["requests"], seen["failed"] + http["failed"]
     return {
         "switches": len(made),
         **seen,
+        "requests": requests,
+        "failed": failed,
         "max_switch_ms": max(switches),
         "median_switch_ms": statistics.median(switches),
         "median_whole_ms": statistics.median(one["whole_ms"] for one in made),
         "ledger_rows": rows,
         "soak": memory,
         "targets": {
-            "no request failed": seen["failed"] == 0 and not any(status != "200" for status in seen.get("http", {}).get("by_status", {})),
+            "no request failed": failed == 0,
             "no answer was mixed": seen["mixed"] == 0,
             f"every switch under {LIMIT_MS:g} ms": max(switches) < LIMIT_MS,
             **({"memory flat": memory["rss_mb_after"] <= FLAT * memory["rss_mb_before"]} if memory else {}),
@@ -174,13 +183,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """The figures as a person reads them."""
     lines = [
-        f"{found['switches']} moves, {found['requests']:,} requests over gRPC, {found['failed']} failed, {found['mixed']} mixed",
-        f"answers by version: {found['by_version']}, the longest took {found['longest_ms']:.0f} ms",
+        f"{found['switches']} moves, {found['requests']:,} requests, {found['failed']} failed, {found['mixed']} mixed",
+        f"answers over gRPC by version: {found['by_version']}, the longest took {found['longest_ms']:.0f} ms",
         f"switch: median {found['median_switch_ms']:.1f} ms, at most {found['max_switch_ms']:.1f} ms",
         f"a whole move, with ledger, rehearsal and golden requests: {found['median_whole_ms']:.0f} ms",
     ]
     if "http" in found:
-        lines.append(f"hey over HTTP: {found['http']}")
+        lines.append(f"of these hey over HTTP: {found['http']}")
     if found["soak"]:
         lines.append("memory: {rss_mb_before:.0f} MB, after {seconds:.0f} s of load {rss_mb_after:.0f} MB".format(**found["soak"]))
     lines += [f"{'met   ' if met else 'MISSED'} {name}" for name, met in found["targets"].items()]

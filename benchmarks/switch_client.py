@@ -42,7 +42,8 @@ async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], call
                 seen["longest_ms"] = max(seen["longest_ms"], (time.perf_counter() - begun) * 1e3)
                 version, score = int(answer.get_response().model_version), answer.as_numpy("score")
                 seen["by_version"][str(version)] = seen["by_version"].get(str(version), 0) + 1
-                if score is None or score.shape != expected[version].shape or np.abs(score - expected[version]).max() > TOLERANCE:
+                wanted = expected[version]
+                if score is None or score.shape != wanted.shape or not np.abs(score - wanted).max() <= TOLERANCE:  # NaN is no answer
                     seen["mixed"] += 1
                     seen["wrong"] = [*seen["wrong"], f"an answer of v{version} does not hold its scores"][:SHOWN]
 

@@ -83,11 +83,7 @@ def connected(url: sa.URL) -> Iterator[sa.Connection]:
         HapError: the database's driver is not installed.
     """
     settings: dict[str, Any] = {"connect_args": {"timeout": WAIT_S}} if _is_sqlite(url) else {"isolation_level": "READ COMMITTED"}
-    try:
-        engine = sa.create_engine(url, poolclass=sa.NullPool, **settings)
-    except ModuleNotFoundError as error:
-        shown = url.render_as_string(hide_password=True)
-        raise HapError(f"the ledger at {shown} needs {error.name}; install it with `pip install 'hap[postgres]'`") from None
+    engine = _engine(url, **settings)
     if _is_sqlite(url):
         sa.event.listen(engine, "connect", _sqlite_settings)
     try:
@@ -107,6 +103,7 @@ def alone(url: sa.URL, purpose: str, now: dt.datetime) -> Iterator[None]:
 
     Raises:
         Busy: somebody holds it; the message says who.
+        HapError: the database's driver is not installed.
     """
     doing = "is changing what serves"
     if _is_sqlite(url):
@@ -118,7 +115,7 @@ def alone(url: sa.URL, purpose: str, now: dt.datetime) -> Iterator[None]:
             yield
         return
     name = f"hap {purpose}, pid {os.getpid()} on {socket.gethostname()}"[:63]  # what PostgreSQL keeps of it
-    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT", connect_args={"application_name": name})
+    engine = _engine(url, isolation_level="AUTOCOMMIT", connect_args={"application_name": name})
     try:
         with engine.connect() as connection:
             for setting, value in _KEEPALIVES.items():  # as far as this server's version knows them
@@ -161,6 +158,14 @@ def begin_writing(connection: sa.Connection) -> None:
 def has_table(connection: sa.Connection) -> bool:
     """Whether anybody has written yet."""
     return sa.inspect(connection).has_table(TABLE.name)
+
+
+def _engine(url: sa.URL, **settings: Any) -> sa.Engine:
+    try:
+        return sa.create_engine(url, poolclass=sa.NullPool, **settings)
+    except ModuleNotFoundError as error:
+        shown = url.render_as_string(hide_password=True)
+        raise HapError(f"the ledger at {shown} needs {error.name}; install it with `pip install 'hap[postgres]'`") from None
 
 
 def _is_sqlite(url: sa.URL) -> bool:

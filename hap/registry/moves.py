@@ -97,26 +97,31 @@ def carry_out(desk: Desk, entry: Entry, rows: Sequence[Row], bundle_of: Callable
         return switched
     except BaseException as error:  # an interrupt, too, must not leave a half-done move
         why = str(error) or type(error).__name__
-        still = _undo(desk, row, why)
+        still = _undo(desk, row, why, rows)
         if isinstance(error, HapError | OSError):
             kind = type(error) if isinstance(error, HapError) else HapError
             raise kind(f"{entry.action} of {label(target)} failed: {why}; {still}") from None
         raise
 
 
-def _undo(desk: Desk, row: Row, why: str) -> str:
-    """Bring back what the ledger says, write how that went, and say it in words."""
-    rows = desk.ledger.rows()
-    truth = journal.served(rows)
+def _undo(desk: Desk, row: Row, why: str, known: Sequence[Row]) -> str:
+    """Bring back what the ledger says, write how that went, and say it in words.
+
+    Args:
+        known: the ledger's rows as last read; what served by them comes back where the ledger is away.
+    """
+    with contextlib.suppress(HapError):
+        known = desk.ledger.rows()
+    truth, overtaken = journal.served(known), journal.last_move(known) > row.id
     still = f"{label(truth)} serves" if truth is not None else "there is no champion"
-    still += "" if journal.last_move(rows) != row.id else " as before" if truth is not None else ", as before"
+    still += "" if overtaken else " as before" if truth is not None else ", as before"
     try:
         _render_absent(desk, {truth}, fetch=True)
-        restore(desk.live, desk.ws.triton, truth, [journal.previous_served(rows)])
+        restore(desk.live, desk.ws.triton, truth, [journal.previous_served(known)])
     except (HapError, OSError) as error:
         return f"and restoring failed, too: {error}" + _written(desk, row, "failed", f"{why}; restoring failed, too: {error}")
     still += _written(desk, row, "undone", why)
-    if row.to_version is not None and row.to_version not in journal.served_stack(rows):
+    if row.to_version is not None and row.to_version not in journal.served_stack(known):
         with contextlib.suppress(HapError):  # its files may be the fault: the next try fetches and renders them anew
             repository.remove(desk.ws.triton, row.to_version)
             shutil.rmtree(bundle_folder(desk.ws, row.to_version), ignore_errors=True)
@@ -161,10 +166,10 @@ def repaired(desk: Desk, fetch: bool) -> list[str]:
         what = f"{left.action} of {label(left.to_version or 0)} by {left.actor} was interrupted"
         if not is_here(desk.ws, left):  # what it came to is not to be seen from here
             what += f" in {left.evidence.get('folder')}, taken over by {desk.actor}"
-            return [f"{what}: undone, {_undo(desk, left, what)}"]
-        return [_settle(desk, left, what)]
+            return [f"{what}: undone, {_undo(desk, left, what, rows)}"]
+        return [_settle(desk, left, what, rows)]
     if waiting is not None and answers_as(desk.live, waiting.to_version):
-        return [_settle(desk, waiting, f"{label(waiting.to_version or 0)}, pinned by {waiting.actor}, was started")]
+        return [_settle(desk, waiting, f"{label(waiting.to_version or 0)}, pinned by {waiting.actor}, was started", rows)]
     for purpose in staging.staged(repo):  # of a `hapctl parity` or `hapctl shadow` that was killed
         if purpose == staging.REHEARSAL or not is_held(desk.ws, purpose):
             end_stage(desk.live, repo, purpose)
@@ -184,17 +189,17 @@ def repaired(desk: Desk, fetch: bool) -> list[str]:
     return [f"{label(wanted)} is what the ledger says, and was not what the server or its pins said: repaired"]
 
 
-def _settle(desk: Desk, row: Row, what: str) -> str:
+def _settle(desk: Desk, row: Row, what: str, rows: Sequence[Row]) -> str:
     """End a move that was killed or only pinned: finished where its version answers the golden requests, else undone."""
     target = row.to_version
     if target is not None and desk.live is not None and repository.pinned(desk.ws.triton) == target and answers_as(desk.live, target):
         try:
             requests, largest = replay(desk.live, local(desk.ws, target), target, desk.params.gate.max_parity)
         except HapError as error:
-            return f"{what}, but {error}: undone, {_undo(desk, row, f'{what}, but {error}')}"
+            return f"{what}, but {error}: undone, {_undo(desk, row, f'{what}, but {error}', rows)}"
         desk.outcome(row, "served", settled_by=desk.actor, replay={"requests": requests, "max_abs_diff": largest})
         return f"{what} and answers its golden requests: {label(target)} serves"
-    return f"{what}: undone, {_undo(desk, row, what)}"
+    return f"{what}: undone, {_undo(desk, row, what, rows)}"
 
 
 def clock_from(now: dt.datetime) -> Callable[[], dt.datetime]:

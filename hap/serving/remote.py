@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from hap.errors import ServingError, UsageError
+from hap.errors import DataError, ServingError, UsageError
 from hap.params import Params, Serving
 from hap.serving import repository, runtime, server
 from hap.serving.client import HapClient, NoChampion
@@ -127,11 +127,13 @@ def follow(ws: Workspace, settings: Serving, log: Callable[[str], None], ended: 
 
 
 def _health(ws: Workspace, canary: runtime.Canary) -> str:
-    pinned = repository.pinned(ws.triton)
+    try:
+        pinned = repository.pinned(ws.triton)
+    except DataError as error:
+        return f"BAD, {error}"
     canary.begin(pinned)
-    fault, _ = canary.fault()
-    if fault is not None:
-        return f"BAD, {fault}"
+    if (fault := canary.fault()) is not None:
+        return f"BAD, {fault.said}"
     if pinned is None:
         return "lives; no version is pinned, promote one with `hapctl promote --model vN`"
     try:

@@ -20,7 +20,7 @@ from hap import durable
 from hap.errors import DataError, NotFound
 from hap.params import TensorRT
 from hap.project import project_file
-from hap.serving import tensorrt
+from hap.serving import tensorrt, warmup
 from hap.serving.bundle import GOLDEN, GRAPHS, SCHEMA, Bundle, write_golden
 from hap.serving.request import TENSORS
 
@@ -81,6 +81,7 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
             raise DataError(f"{repo} holds another bundle as v{version}; a version never changes, remove the folder if it is not served")
         return
     prepared = tensorrt.prepared(bundle, gpu, GRAPHS) if gpu else None
+    warm_up = warmup.common_shapes([bundle.features.model_dump()]) if backend == "onnxruntime" else None
     for name in GRAPHS:
         with durable.new_directory(repo / name / str(version)) as folder:
             if gpu is None:
@@ -92,7 +93,7 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
                 # A plain file here keeps the stub from writing bytecode: a changed folder makes Triton reload the member at every switch.
                 durable.write_bytes(folder / "__pycache__", b"")
         if not (repo / name / CONFIG).exists():
-            durable.write_text(repo / name / CONFIG, _member(name, backend, [version], [prepared]))
+            durable.write_text(repo / name / CONFIG, _member(name, backend, [version], [prepared], warm_up))
     with durable.new_directory(repo / "hap_all" / str(version)) as folder:
         durable.write_text(folder / "README", "An ensemble has no files of its own; the folder makes it a version.\n")
     with durable.new_directory(marker) as folder:
@@ -125,9 +126,11 @@ def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
     if champion is not None and champion not in versions:
         raise DataError(f"the champion v{champion} must be among the loaded versions {versions}: without its members `hap` goes down")
     if versions:
-        prepared = [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
+        backend, prepared = _backend(repo), [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
+        schemas = [schema_of(repo, version)["features"] for version in versions]
+        warm_up = warmup.common_shapes(schemas) if backend == "onnxruntime" else None
         for name in GRAPHS:
-            _rewrite(repo / name / CONFIG, _member(name, _backend(repo), versions, prepared))
+            _rewrite(repo / name / CONFIG, _member(name, backend, versions, prepared, warm_up))
     for name in ENSEMBLES:
         if champion is None:
             (repo / name / CONFIG).unlink(missing_ok=True)
@@ -186,6 +189,7 @@ def check_members(repo: Path) -> None:
         path = repo / name / CONFIG
         config = parse_config(path)
         _check_entries(path, config, name)
+        warmup.check(path, config, {entry.name: (entry.type, len(entry.dims)) for entry in WIRING[name][0] if not entry.optional})
         graphs = [repo / name / str(version) / "model.onnx" for version in config.version_policy.specific.versions]
         tensorrt.check(path, config, name, graphs)
 
@@ -283,7 +287,9 @@ def _rewrite(path: Path, text: str) -> None:
         durable.write_text(path, text)
 
 
-def _member(name: str, backend: Backend, versions: Sequence[int], prepared: Sequence[Mapping[str, Any] | None]) -> str:
+def _member(
+    name: str, backend: Backend, versions: Sequence[int], prepared: Sequence[Mapping[str, Any] | None], warm_up: warmup.Shapes | None
+) -> str:
     """A member's config.pbtxt; `prepared` says of each version what it has for a GPU, None of one for the CPU."""
     inputs, outputs = WIRING[name]
     for_gpu = [one for one in prepared if one is not None]
@@ -295,6 +301,7 @@ def _member(name: str, backend: Backend, versions: Sequence[int], prepared: Sequ
         versions=versions,
         inputs=inputs,
         outputs=outputs,
+        warm_up=warm_up,
         kind="KIND_GPU" if on_gpu else "KIND_CPU",
         accelerator=tensorrt.accelerator(for_gpu, name) if on_gpu else None,
     )

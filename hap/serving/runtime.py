@@ -14,9 +14,11 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -28,7 +30,7 @@ from hap.errors import Busy, DataError, HapError, ServingError
 from hap.params import Params, Serving
 from hap.serving import repository, server
 from hap.serving.bundle import Golden, read_golden
-from hap.serving.client import HapClient, NoChampion, Unavailable
+from hap.serving.client import HapClient, NoChampion
 from hap.serving.install import check_platform, require_runtime
 from hap.serving.wire import StubDied
 from hap.workspace import Workspace
@@ -113,14 +115,15 @@ def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> Se
             start_new_session=True,
             preexec_fn=server.die_with_parent if tied else None,
         )
-    up = server.wait_for(lambda: child.poll() is not None or ((state := server_state(ws)) is not None and state.ready), READY_S)
-    state = server_state(ws)
-    if not up or state is None or child.poll() is not None:
+
+    def ready() -> ServerState | None:
+        state = server_state(ws)
+        return state if state is not None and state.ready and state.pid == child.pid else None
+
+    server.wait_for(lambda: child.poll() is not None or ready() is not None, READY_S)
+    if (state := ready()) is None:
+        _give_up(ws, child)
         words = (ws.state / "serve.log").read_bytes()[begun:].decode(errors="replace").strip().splitlines()
-        stop(ws)
-        if child.poll() is None:
-            child.kill()
-        child.wait()
         raise ServingError(words[-1].split("error: ")[-1] if words else f"the server did not start; see {ws.state / 'triton.log'}")
     threading.Thread(target=child.wait, daemon=True).start()  # reaps it, should it end before this process does
     return state
@@ -140,6 +143,19 @@ def stop(ws: Workspace) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(state.pid, signal.SIGKILL)
     return _end_leftovers(ws) or ran
+
+
+def _give_up(ws: Workspace, child: subprocess.Popen[bytes]) -> None:
+    """End a supervisor that did not come up, and what it started. One that somebody else started meanwhile is left alone."""
+    child.terminate()
+    try:
+        child.wait(server.EXIT_TIMEOUT_S + 10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    state = _read_state(ws)
+    if state is not None and state.pid == child.pid:
+        _end_leftovers(ws)
 
 
 def serve(ws: Workspace, settings: Serving, log: Log) -> None:
@@ -171,6 +187,7 @@ class _Watch:
         self.prefix = require_runtime()
         self.restarts = 0
         self.process: subprocess.Popen[bytes]
+        self.unpublished: ServerState | None = None  # what server.json should say and could not be told
         self.shm_prefix = f"hap_{os.getpid()}_"
         self.canary = Canary(ws.triton, f"{settings.host}:{settings.grpc_port}", settings.deadline_s)
 
@@ -215,28 +232,31 @@ class _Watch:
         self.log(f"server ready on {self.settings.host}:{self.settings.grpc_port} (gRPC), {what}, {time.monotonic() - begun:.1f} s")
 
     def _watch(self) -> None:
-        misses, failed_starts = 0, 0
+        misses, failed_starts, told = 0, 0, ""
         while not self.ended.wait(self.settings.canary_s):
-            fault: str | None
-            if (code := self.process.poll()) is not None:
-                fault, misses = f"the server ended with code {code}", MISSES
-            else:
-                fault, at_once = self.canary.fault()
-                if fault is None:
-                    misses = failed_starts = 0
-                    continue
-                misses = MISSES if at_once else misses + 1
-                self.log(f"canary: {fault}")
+            if self.unpublished is not None:
+                self._write(self.unpublished)
+            code = self.process.poll()
+            fault = Fault(f"the server ended with code {code}", "at once") if code is not None else self.canary.fault()
+            if fault is None:
+                misses, failed_starts, told = 0, 0, ""
+                continue
+            if code is None and fault.said != told:
+                self.log(f"canary: {fault.said}")
+                told = fault.said
+            if fault.restart == "no":
+                continue
+            misses = MISSES if fault.restart == "at once" else misses + 1
             if misses < MISSES:
                 continue
-            self.log(f"restarting the server: {fault}")
+            self.log(f"restarting the server: {fault.said}")
             server.end(self.process, self.shm_prefix, drain=False)
             if failed_starts and self.ended.wait(min(2.0**failed_starts, WORST_BACKOFF_S)):
                 return
-            self.restarts, failed_starts, misses = self.restarts + 1, failed_starts + 1, 0
+            self.restarts, failed_starts, misses, told = self.restarts + 1, failed_starts + 1, 0, ""
             try:
                 self._start()
-            except ServingError as error:
+            except (HapError, OSError) as error:
                 self.log(str(error))
 
     def _publish(self, champion: int | None, ready: bool, problem: str | None = None) -> None:
@@ -257,7 +277,29 @@ class _Watch:
             problem=problem,
             shm_prefix=self.shm_prefix,
         )
-        durable.write_json(self.ws.state / "server.json", asdict(state))
+        self._write(state)
+
+    def _write(self, state: ServerState) -> None:
+        """Write server.json. While the disk is full, a server that has served goes on, and each canary tries again."""
+        path = self.ws.state / "server.json"
+        try:
+            durable.write_json(path, asdict(state))
+        except OSError as error:
+            if not self.restarts:
+                raise ServingError(f"{path} cannot be written: {error.strerror or error}") from None
+            if self.unpublished is None:
+                self.log(f"{path} cannot be written, `hapctl status` does not know of the restart until it can: {error.strerror or error}")
+            self.unpublished = state
+        else:
+            self.unpublished = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a canary found wrong; `restart` says whether a restart mends it: at once, only if it stays so, or not at all."""
+
+    said: str
+    restart: Literal["at once", "if it stays", "no"] = "if it stays"
 
 
 class Canary:
@@ -266,7 +308,7 @@ class Canary:
     def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
         self.repo = repo
         self.client = HapClient(grpc_url, deadline_s, retries=0)  # the watch counts misses itself
-        self._golden: dict[int, Golden] = {}
+        self._golden: dict[tuple[int, int], Golden] = {}  # by version and time of its file
         self._seen = False
 
     def begin(self, champion: int | None) -> None:
@@ -277,22 +319,22 @@ class Canary:
         """Close the connection."""
         self.client.close()
 
-    def fault(self) -> tuple[str | None, bool]:
-        """What is wrong with the server, or None; and whether only a restart can mend it."""
+    def fault(self) -> Fault | None:
+        """What is wrong with the server, or None."""
         try:
             version = repository.pinned(self.repo)
             if version is None:
-                return (None, False) if self.client.live() else ("the server does not answer", False)
+                return None if self.client.live() else Fault("the server does not answer")
             golden = self._of(version)
             answers = {name: self.client.score(golden.tensors, golden.k, model=name) for name in repository.ENSEMBLES}
-        except NoChampion as error:  # pinned, and about to be loaded by a promotion
-            return (str(error), False) if self._seen else (None, False)
-        except Unavailable as error:
-            return str(error), False
-        except DataError as error:
-            return str(error), False
+        except DataError as error:  # files are damaged: what is loaded serves on, and a restart could load them no more
+            return Fault(str(error), "no")
+        except NoChampion as error:  # else it is pinned, and about to be loaded by a promotion
+            return Fault(str(error)) if self._seen else None
+        except StubDied as error:
+            return Fault(str(error), "at once")
         except ServingError as error:
-            return str(error), isinstance(error, StubDied)
+            return Fault(str(error))
         self._seen = True
         for name, scored in answers.items():
             if scored.served_by != version:  # between two pins
@@ -300,13 +342,21 @@ class Canary:
             known = golden.routed | (name == "hap")  # of the others hap_all says what the golden answer does not
             difference = float(np.abs(scored.score - golden.score)[known].max(initial=0.0))
             if not difference <= MAX_DIFFERENCE:
-                return f"v{version} answers a golden request on {name} {difference:.2g} away from its score", False
-        return None, False
+                return Fault(f"v{version} answers a golden request on {name} {difference:.2g} away from its score")
+        return None
 
     def _of(self, version: int) -> Golden:
-        if version not in self._golden:
-            self._golden = {version: read_golden(repository.canary_file(self.repo, version))[0]}
-        return self._golden[version]
+        path = repository.canary_file(self.repo, version)
+        try:
+            key = (version, path.stat().st_mtime_ns)
+            if key not in self._golden:
+                self._golden = {key: read_golden(path)[0]}
+            return self._golden[key]
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(
+                f"{path} holds no golden request ({error}), so nobody sees whether v{version} answers; "
+                f"copy {path.name} from registry/bundles/v{version}"
+            ) from None
 
 
 def _check(ws: Workspace, settings: Serving) -> None:
@@ -337,7 +387,7 @@ def _end_leftovers(ws: Workspace) -> bool:
     if _is_alive(state.server_pid, state.server_started) or (not psutil.pid_exists(state.server_pid) and state.server_pid > 1):
         found = _is_alive(state.server_pid, state.server_started)
         server.kill_group(state.server_pid)
-    server.free_shared_memory(state.shm_prefix)
+    server.free_leftovers(state.shm_prefix)
     (ws.state / "server.json").unlink(missing_ok=True)
     return found
 
@@ -373,8 +423,9 @@ def _last_error(words: Path) -> str:
 
 
 def print_line(line: str) -> None:
-    """A line of the talk, with its UTC time."""
-    print(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {line}", file=sys.stderr, flush=True)
+    """A line of the talk, with its UTC time. Where it cannot be written, as on a full disk, the watch goes on without."""
+    with contextlib.suppress(OSError):
+        print(f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%SZ} {line}", file=sys.stderr, flush=True)
 
 
 def main(words: list[str]) -> int:

@@ -103,9 +103,7 @@ def end(process: subprocess.Popen[bytes], shm_prefix: str, *, drain: bool) -> No
             process.wait(EXIT_TIMEOUT_S + 2)
     kill_group(process.pid)
     process.wait()
-    free_shared_memory(shm_prefix)
-    for folder in Path(tempfile.gettempdir()).glob(f"{shm_prefix}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    free_leftovers(shm_prefix)
 
 
 def kill_group(group: int) -> None:
@@ -115,11 +113,13 @@ def kill_group(group: int) -> None:
     wait_for(lambda: not _group_runs(group), 5.0)
 
 
-def free_shared_memory(shm_prefix: str) -> None:
-    """Remove the regions that a killed python backend left behind; the prefix is one server's own."""
+def free_leftovers(shm_prefix: str) -> None:
+    """Remove the regions that a killed python backend left behind, and the link of `plain_path`; the prefix is one server's own."""
     if _SHM.is_dir():
         for region in _SHM.glob(f"{shm_prefix}*"):
             region.unlink(missing_ok=True)
+    for folder in Path(tempfile.gettempdir()).glob(f"{shm_prefix}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -135,7 +135,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 def plain_path(path: Path, shm_prefix: str) -> Path:
     """The path, or a link to it without blanks and foreign letters: Triton's stubs split their arguments at blanks and read ASCII.
 
-    The link lies in a private folder that `end` removes.
+    The link lies in a private folder that `free_leftovers` removes.
     """
     if _PLAIN.fullmatch(str(path)):
         return path

@@ -181,9 +181,9 @@ def translated(error: InferenceServerException, model: str, url: str, deadline: 
     if "Stub process" in message and "not healthy" in message:
         return StubDied(f"{model} at {url}: {message}")
     if model in ("hap", "hap_all") and "unknown model" in message and "' version " not in message:
-        return NoChampion("no champion; promote one with `hapctl promote --model vN`")
+        return NoChampion(f"no champion at {url} ({message}); promote one with `hapctl promote --model vN`")
     if status == "DEADLINE_EXCEEDED":
-        return too_late(model, url, deadline)
+        return too_late(model, url, deadline, message)
     if status in _REFUSALS:
         return BadRequest(f"{model} at {url} refused: {message}")
     if status == "UNAVAILABLE":
@@ -191,6 +191,6 @@ def translated(error: InferenceServerException, model: str, url: str, deadline: 
     return ServingError(f"{model} at {url}: {message}")
 
 
-def too_late(model: str, url: str, deadline: Deadline) -> DeadlineExceeded:
-    """The error of a call whose time is over."""
-    return DeadlineExceeded(f"{model} at {url} gave no answer within {deadline.seconds:.1f} s")
+def too_late(model: str, url: str, deadline: Deadline, message: str = "") -> DeadlineExceeded:
+    """The error of a call whose time is over, with what the server or gRPC said of it."""
+    return DeadlineExceeded(f"{model} at {url} gave no answer within {deadline.seconds:.1f} s{f' ({message})' if message else ''}")

@@ -1,5 +1,7 @@
 """The benchmarks of serving run end to end on small models; what they time is not looked at."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -27,6 +29,9 @@ def test_serve_reports_every_way_of_every_size_and_equal_scores_where_all_are_ro
 
 
 def test_switch_moves_under_load_without_a_failed_or_mixed_answer():
-    found = answer("benchmarks.switch", "--moves", "4")
-    assert (found["switches"], found["failed"], found["mixed"]) == (4, 0, 0), found["wrong"]
+    found = answer("benchmarks.switch", "--moves", "4", "--soak", "2")
+    assert (found["switches"], found["failed"], found["mixed"]) == (4, 0, 0), (found["wrong"], found.get("http"))
     assert found["requests"] > 10 and set(found["by_version"]) == {"1", "2"} and found["ledger_rows"] == 10
+    assert found["soak"]["seconds"] >= 2 and found["soak"]["rss_mb_after"] > 0
+    if shutil.which("hey") or "CI" in os.environ:  # the second, independent caller
+        assert found["http"]["requests"] > 10 and set(found["http"]["by_status"]) == {"200"}

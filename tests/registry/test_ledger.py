@@ -186,8 +186,10 @@ def test_another_database_is_refused_by_name_and_without_its_password() -> None:
 
 def test_postgresql_without_its_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(HapError, match=r"needs psycopg; install it with `pip install 'hap\[postgres\]'`"):
-        Ledger("postgresql://ann@host/hap").rows()
+    ledger = Ledger("postgresql://ann@host/hap")
+    for use in (ledger.rows, lambda: ledger.append(entry(to_version=1)), lambda: ledger.alone("promote v1", NOW).__enter__()):
+        with pytest.raises(HapError, match=r"needs psycopg; install it with `pip install 'hap\[postgres\]'`"):
+            use()
 
 
 def test_a_row_that_another_move_has_overtaken_is_not_written(ledger: Ledger) -> None:

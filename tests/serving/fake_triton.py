@@ -21,6 +21,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.version, self.features = 1, FEATURES
         self.failures: list[tuple[grpc.StatusCode, str]] = []
         self.inferences = 0
+        self.models: list[str] = []
         self.request_ids: list[str] = []
         self.opens_memory = False  # as a server on another host
         self.regions: list[str] = []
@@ -29,6 +30,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self.inferences += 1
+        self.models.append(request.model_name)
         self.request_ids.append(request.id)
         self.regions.append(request.inputs[0].parameters["shared_memory_region"].string_param)
         self.hold.wait(10)

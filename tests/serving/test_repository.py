@@ -1,10 +1,15 @@
 from pathlib import Path
 
+import orjson
 import pytest
 
 from hap.errors import DataError, NotFound
-from hap.serving import repository
+from hap.params import Feature
+from hap.serving import repository, runtime
 from hap.serving.bundle import Bundle
+from hap.workspace import Workspace
+from tests.serving.conftest import free_serving, params_with
+from tests.serving.handmade import FEATURES
 
 
 def test_a_rendered_and_pinned_version_passes_its_check(repo: Path) -> None:
@@ -79,6 +84,80 @@ def test_the_same_template_renders_for_the_official_container(tmp_path: Path, bu
     repository.check(tmp_path, 1)
     assert repository.parse_config(tmp_path / "light/config.pbtxt").platform == "onnxruntime_onnx"
     assert not (tmp_path / "light/1/model.py").exists()
+
+
+def samples(repo: Path, member: str) -> list[dict[str, list[int]]]:
+    config = repository.parse_config(repo / member / "config.pbtxt")
+    return [{name: list(given.dims) for name, given in sample.inputs.items()} for sample in config.model_warmup]
+
+
+@pytest.fixture
+def official(tmp_path: Path, bundles: dict[int, Bundle]) -> Path:
+    """v1 pinned and v2 loaded, for the official container."""
+    folder = tmp_path / "official"
+    for version, bundle in bundles.items():
+        repository.render(bundle, version, folder, backend="onnxruntime")
+    repository.pin(folder, 1, [1, 2])
+    return folder
+
+
+def test_each_member_is_warmed_with_a_request_of_its_own_columns(official: Path, repo: Path) -> None:
+    request = {"user_ids": [2], "user_dense": [1], "hist_ids": [3, 1], "hist_dense": [3, 1], "cand_ids": [8, 1], "cand_dense": [8, 2]}
+    for member, wanted in {
+        "light": request,
+        "hard_select": {"light_score": [8]},
+        "expressive": {**request, "light_score": [8], "hard_index": [4]},
+        "expressive_all": request,
+    }.items():
+        assert samples(official, member) == [wanted]
+        assert samples(repo, member) == [], "its runner does it, version by version"
+    repository.check(official, 1)
+
+
+def test_versions_with_other_columns_have_no_request_in_common(official: Path, tmp_path: Path) -> None:
+    wider = FEATURES.model_copy(update={"user": (*FEATURES.user, Feature(name="mood", type="dense"))})
+    schema = orjson.loads((official / "hap/2/schema.json").read_bytes())
+    (official / "hap/2/schema.json").write_bytes(orjson.dumps({**schema, "features": wider.model_dump(mode="json")}))
+    repository.pin(official, 1, [1, 2])
+    assert samples(official, "light") == []
+    repository.pin(official, 2, [2])
+    assert samples(official, "light")[0]["user_dense"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('key: "cand_ids" value { data_type: TYPE_INT64', 'key: "cand_ids" value { data_type: TYPE_FP32', "its warm-up sends"),
+        ("dims: [8, 1] zero_data", "dims: [8] zero_data", "its warm-up sends"),
+        ('dims: [8, 2] zero_data', 'dims: [-1, 2] zero_data', "leaves the size of cand_dense open"),
+    ],
+)  # fmt: skip
+def test_a_warm_up_that_would_keep_a_member_from_loading_is_found_without_a_server(
+    official: Path, before: str, after: str, told: str
+) -> None:
+    config = official / "light/config.pbtxt"
+    assert before in config.read_text()
+    config.write_text(config.read_text().replace(before, after))
+    with pytest.raises(DataError, match=told):
+        repository.check(official, 1)
+
+
+@pytest.mark.triton
+def test_the_real_server_takes_the_warm_up_of_each_member(official: Path, repo: Path, tmp_path: Path) -> None:
+    """The embedded server lacks the onnxruntime backend, so the samples are sent to the same graphs in the python backend.
+
+    A sample that does not fit keeps its member from loading: with a column too many this test's server does not come up.
+    """
+    for member in repository.GRAPHS:
+        text = (official / member / "config.pbtxt").read_text()
+        with open(repo / member / "config.pbtxt", "a") as config:
+            config.write(text[text.index("model_warmup") : text.index("instance_group")])
+    ws = Workspace(tmp_path)
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    try:
+        assert state is not None and (state.champion, state.problem) == (1, None)
+    finally:
+        runtime.stop(ws)
 
 
 def corrupt_graph(repo: Path) -> None:

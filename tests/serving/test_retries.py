@@ -13,7 +13,7 @@ import pytest
 
 from hap.errors import DataError, ServingError
 from hap.params import Feature
-from hap.serving.client import AsyncHapClient, BadRequest, DeadlineExceeded, HapClient, Scored, Unavailable
+from hap.serving.client import AsyncHapClient, BadRequest, DeadlineExceeded, HapClient, NoChampion, Scored, Unavailable
 from hap.serving.request import RequestTensors
 from hap.serving.wire import StubDied
 from tests.serving.fake_triton import FakeTriton, fake_triton
@@ -93,7 +93,7 @@ def test_retries_end_with_the_deadline_of_the_call(server: tuple[FakeTriton, str
 def test_a_silent_server_is_a_missed_deadline(server: tuple[FakeTriton, str], score: Score) -> None:
     fake, url = server
     fake.hold.clear()
-    with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s \(Deadline Exceeded\)"):
         score(url, request_of(4), {"deadline_s": 0.3})
     assert fake.inferences == 1
 
@@ -186,6 +186,24 @@ def test_many_calls_share_one_loop(server: tuple[FakeTriton, str]) -> None:
             return await asyncio.gather(*[client.score(request_of(n)) for n in range(1, 40)])
 
     assert [len(scored.score) for scored in asyncio.run(call())] == list(range(1, 40))
+
+
+def test_a_server_without_a_champion_says_so_in_its_own_words_too(server: tuple[FakeTriton, str]) -> None:
+    fake, url = server
+    fake.failures = [(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'hap' is not found")]
+    with pytest.raises(NoChampion, match=r"no champion at .*unknown model: 'hap' is not found.*hapctl promote --model vN"):
+        by_sync(url, request_of(20), {"retries": 5})
+    assert fake.inferences == 1
+
+
+@pytest.mark.parametrize(("k", "model"), [(None, "hap"), (19, "hap"), (20, "hap_all"), (500, "hap_all")])
+@both
+def test_the_one_step_ensemble_is_asked_where_all_would_be_routed(
+    server: tuple[FakeTriton, str], score: Score, k: int | None, model: str
+) -> None:
+    fake, url = server
+    score(url, request_of(20), {}, k=k)
+    assert fake.models == [model]
 
 
 def test_a_dead_stub_has_an_error_of_its_own(server: tuple[FakeTriton, str]) -> None:

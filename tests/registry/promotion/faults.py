@@ -92,10 +92,10 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, server: FileTriton, die_at: int
     if die_at is not None:
         undo = moves._undo
 
-        def dead(desk, entry, why):
+        def dead(desk, entry, why, known):
             if why == "Killed":
                 raise Killed
-            return undo(desk, entry, why)
+            return undo(desk, entry, why, known)
 
         monkeypatch.setattr(moves, "_undo", dead)
     return done

@@ -6,6 +6,7 @@ import pytest
 
 from hap.errors import DataError, HapError, ServingError
 from hap.registry import promotion, versions
+from hap.registry.ledger import Ledger
 from hap.serving import repository
 from tests.registry.conftest import NOW
 from tests.registry.promotion.conftest import story
@@ -87,6 +88,35 @@ def test_a_server_that_dies_during_the_switch_leaves_the_old_pins_for_its_next_s
     with pytest.raises(ServingError, match="nothing answers; v1 serves as before"):
         promote(2)
     assert repository.pinned(ws.triton) == 1 and ledger.rows()[-1].state == "undone"
+
+
+def test_where_the_ledger_goes_away_during_the_switch_the_old_version_comes_back_all_the_same(
+    ws, params, server, ledger, promote, monkeypatch
+) -> None:
+    promote(1)
+    load = server.load
+
+    def away(*_: object, **__: object) -> None:
+        raise HapError("the ledger cannot be used: connection refused")
+
+    with monkeypatch.context() as patch:
+
+        def cut(model: str) -> None:
+            load(model)
+            if model == "hap" and repository.pinned(ws.triton) == 2:
+                patch.setattr(Ledger, "append", away)
+                patch.setattr(Ledger, "rows", away)
+
+        server.load = cut  # type: ignore[method-assign]
+        said = r"promote of v2 failed: .*connection refused; v1 serves as before, but the ledger could not be told .* the next command"
+        with pytest.raises(HapError, match=said):
+            promote(2)
+    server.load = load  # type: ignore[method-assign]
+    assert server.serves() == repository.pinned(ws.triton) == 1 and story(ledger)[-1] == ("promote", "intended", 1, 2)
+    assert promotion.repair(ws, params, now=NOW, server=server, alias=False) == [
+        "promote of v2 by ann was interrupted: undone, v1 serves as before"
+    ]
+    assert server.serves() == ledger.served() == 1
 
 
 def test_a_restore_that_fails_is_written_as_failed_and_mended_by_the_next_repair(ws, params, server, ledger, promote) -> None:
