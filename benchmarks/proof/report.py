@@ -18,7 +18,7 @@ from hap.params import KINDS
 from hap.tables import table
 
 Found = dict[str, Any]
-PLACE_OF = {name: place for place, name in enumerate((*COMPARED, *VARIANTS, *KINDS))}
+PLACE_OF = {name: place for place, name in enumerate(dict.fromkeys((*COMPARED, *VARIANTS, *KINDS, *figures.CURVES)))}
 LIBRARIES = ("numpy", "torch", "pyarrow", "scipy")
 KEPT_OF_WORLD = (
     "name", "asked", "settings", "training_days", "judging_days", "training_requests", "judged_requests", "judged_users",
