@@ -71,6 +71,6 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_collected(
     wanted = params.model_copy(update={"train": params.train.model_copy(update={"device": "cuda", "days": 1})})
     monkeypatch.setattr(Workspace, "params", lambda _: wanted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(steps, "collect", lambda *_: pytest.fail("it collected"))
     with pytest.raises(DataError, match=r"train\.device is cuda and no CUDA device is visible; set it to auto or cpu"):
         begin(logged_workspace, FIRST_DAY + dt.timedelta(days=1))
-    assert not logged_workspace.samples.exists()

@@ -132,7 +132,9 @@ def test_surgery_without_conflict_trains_as_none_does(
 
 @pytest.mark.parametrize("surgery", ["pcgrad", "gradvac"])
 def test_surgery_changes_the_network_and_repeats_bit_for_bit(surgery: str, small_params: Params, sample_files: list[Path]) -> None:
-    plain, first, second = (trained(small_params, sample_files, surgery=name) for name in ("none", surgery, surgery))
-    assert not torch.equal(plain["head.weight"], first["head.weight"])
+    """Trained for as long as it takes the kinds to part: in the first steps they agree, and surgery has nothing to do."""
+    longer = {"epochs": 6, "learning_rate": 0.02, "warmup_steps": 0}
+    plain, first, second = (trained(small_params, sample_files, surgery=name, **longer) for name in ("none", surgery, surgery))
+    assert not torch.allclose(plain["head.weight"], first["head.weight"], atol=0.01)
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
