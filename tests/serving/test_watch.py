@@ -142,11 +142,11 @@ def test_a_stop_lets_what_was_asked_be_answered(tmp_path: Path) -> None:
     ws = workspace(tmp_path / "ws", patient(make_bundle(tmp_path / "bundle")))
     state = runtime.start(ws, params_with(free_serving()), detach=True)
     assert state is not None
-    flood = Flood(state.grpc_url, many=12, candidates=6000)
+    flood = Flood(state.grpc_url, many=8, candidates=3000)
     assert server.wait_for(lambda: len(flood.answers) >= 1, BACK_S)
-    waiting = 12 - len(flood.answers)
+    waiting = 8 - len(flood.answers)
     assert runtime.stop(ws)
-    assert server.wait_for(lambda: len(flood.answers) == 12, 5)
+    assert server.wait_for(lambda: len(flood.answers) == 8, 5)
     assert waiting > 0, "nothing was left to drain"
     for answer in flood.answers:
         np.testing.assert_allclose(answer.as_numpy("score"), flood.score, rtol=1e-4, atol=1e-4)  # type: ignore[attr-defined]
