@@ -21,6 +21,10 @@ from hap.errors import Busy
 from hap.params import Serving
 from hap.serving.install import backend_folder, libpython_folder, server_folder, site_packages
 
+# What forks here does so to start another program. With its support of forks gRPC's core, which clients in this process use, touches
+# its sockets in the child before that, and now and then aborts it: "epoll_wait error: Bad file descriptor".
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 EXIT_TIMEOUT_S = 10  # how long a server that was asked to end lets requests finish
 _SHM = Path("/dev/shm")
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@~-]+")
