@@ -10,7 +10,7 @@ from hap.params.base import NEGATIVES, Count, Negative, Share, Strict
 class Train(Strict):
     days: Count = Field(default=7, description="of the window: one week holds every weekday once")
     heldout_share: float = Field(default=0.2, gt=0, lt=0.5, description="of the users, whose last day of the window stops training")
-    epochs: Count = Field(default=8, description="at most; the best one has been between the third and the sixth (docs/results.md)")
+    epochs: Count = Field(default=8, description="at most; of six the second to the sixth have been the best (docs/results.md)")
     patience: int = Field(default=5, ge=1, description="epochs without a better held-out GAUC before stopping")
     batch_requests: int = Field(default=128, ge=1, description="whole requests of one step, over all processes")
     pool_row_groups: int = Field(
