@@ -229,6 +229,15 @@ class HapClient(_Client):
         index = _finished(self._call(Deadline(self.deadline_s), "the repository", "get_model_repository_index"))
         return {entry.name for entry in index.models}
 
+    def is_gone(self, model: str) -> bool:
+        """Whether no version of a model is loaded, nor on its way in or out: what was asked of it is answered.
+
+        Raises:
+            ServingError: no server answers.
+        """
+        index = _finished(self._call(Deadline(self.deadline_s), model, "get_model_repository_index"))
+        return all(entry.state in ("", "UNAVAILABLE") for entry in index.models if entry.name == model)
+
     def spent(self, model: str) -> dict[int, tuple[int, int]]:
         """By version of a model: how many requests the server has answered since it was loaded, and the nanoseconds that they took there.
 

@@ -199,11 +199,26 @@ class _Watch:
             self._start()
             self._watch()
         finally:
+            if hasattr(self, "process") and self.process.poll() is None:
+                self._finish_ensembles()
             self.canary.close()
             if hasattr(self, "process"):
                 server.end(self.process, self.shm_prefix, drain=True)
             (self.ws.state / "server.json").unlink(missing_ok=True)
         self.log("server stopped")
+
+    def _finish_ensembles(self) -> None:
+        """Take the ensembles out and let what they were asked be answered.
+
+        A server that is told to end closes its members at once, and a request between two of its steps would be refused.
+        """
+        client = self.canary.client
+        try:
+            for name in repository.ENSEMBLES:
+                client.unload(name)
+            server.wait_for(lambda: all(client.is_gone(name) for name in repository.ENSEMBLES), server.EXIT_TIMEOUT_S)
+        except ServingError as error:
+            self.log(f"what is in flight may be refused: {error}")
 
     def _start(self) -> None:
         """Start the server with what is pinned, wait for it, and publish its state.

@@ -138,6 +138,24 @@ class Flood:
 
 @pytest.mark.triton
 @pytest.mark.long
+def test_a_stop_lets_what_was_asked_be_answered(tmp_path: Path) -> None:
+    ws = workspace(tmp_path / "ws", patient(make_bundle(tmp_path / "bundle")))
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    assert state is not None
+    flood = Flood(state.grpc_url, many=12, candidates=6000)
+    assert server.wait_for(lambda: len(flood.answers) >= 1, BACK_S)
+    waiting = 12 - len(flood.answers)
+    assert runtime.stop(ws)
+    assert server.wait_for(lambda: len(flood.answers) == 12, 5)
+    assert waiting > 0, "nothing was left to drain"
+    for answer in flood.answers:
+        assert not isinstance(answer, Exception), answer.message()  # type: ignore[attr-defined]
+        np.testing.assert_allclose(answer.as_numpy("score"), flood.score, rtol=1e-4, atol=1e-4)  # type: ignore[attr-defined]
+    assert log_of(ws).splitlines()[-1].endswith("server stopped")
+
+
+@pytest.mark.triton
+@pytest.mark.long
 def test_a_queue_that_the_canary_does_not_get_through_ends_in_a_restart_with_a_line(tmp_path: Path) -> None:
     ws = workspace(tmp_path / "ws", patient(make_bundle(tmp_path / "bundle")))
     settings = free_serving().model_copy(update={"deadline_s": 1.5})
