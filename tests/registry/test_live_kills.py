@@ -71,6 +71,11 @@ class Site:
         assert state is not None
         self.prefixes.add(state.shm_prefix)
 
+    def is_published(self) -> bool:
+        """Whether the watch has said that the server is up; callers are answered a moment before."""
+        state = runtime.server_state(self.ws)
+        return state is not None and state.ready
+
     def answers(self) -> int | None:
         """The version that both ensembles answer with, scores and all; None while one does not."""
         request, few = request_of(30, seed=3), request_of(3, seed=4)
@@ -251,7 +256,7 @@ def test_whatever_dies_callers_are_answered_again_and_the_ledger_tells_the_truth
     for name in rounds(dice, float(os.environ.get("HAP_KILLS_S", "120"))):
         with caller(site) as asked:
             killed = getattr(Rounds(site, dice), name)()
-            wait_for(f"an answer after {name}", lambda: site.answers() is not None, site.back_s)
+            wait_for(f"an answer after {name}", lambda: site.answers() is not None and site.is_published(), site.back_s)
             back_s = time.monotonic() - killed
             with HapClient(site.url, deadline_s=10) as client:
                 settled = promotion.repair(site.ws, site.params, now=NOW, server=client, alias=False)
