@@ -25,11 +25,12 @@ from hap.evaluation.evidence import MEMBERS, Evidence, Finding, gather
 from hap.evaluation.gate import decide
 from hap.evaluation.verdict import Verdict
 from hap.monitoring.staleness import member_windows
-from hap.params import MODELS, Features, Params
+from hap.params import KINDS, MODELS, Features, Params
 from hap.registry import versions
 from hap.registry.ledger import open_ledger
 from hap.samples import partitions
 from hap.samples.complete import write_complete
+from hap.samples.difficulty import empty_buckets
 from hap.serving.bundle import Bundle
 from hap.serving.merge import routed_count
 from hap.serving.request import RequestTensors
@@ -98,6 +99,8 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
         if complete:
             complete.unlink()
     findings += [finding for finding in (refused, lost) if finding]
+    buckets = _buckets(files)
+    findings += _empty_buckets(params, buckets) if ours else []
     window = [dt.date.fromisoformat(day) for day in challenger.info["window"]]
     slices, missing = slices_of(ws, params, collected, window) if ours else ({}, [])
     if against is not None:  # else none judges
@@ -117,7 +120,7 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
         slices=slices,
         figures=_figures(params, ours, theirs),
         whole=describe_whole(challenger, *ours.whole, params, days) if ours and ours.whole else {},
-        detail=_detail(params, files, ours, theirs),
+        detail=_detail(params, buckets, ours, theirs),
         parity_max_abs_diff=float(challenger.parity()["max_abs_diff"]),
         budgets=_budgets(challenger, collected),
         cost=challenger.cost(),
@@ -213,11 +216,11 @@ def _figures(params: Params, ours: _Side | None, theirs: _Side | None) -> dict[s
     return {name: (value, its.get(name)) for name, value in mine.items()}
 
 
-def _detail(params: Params, files: Sequence[Path], ours: _Side | None, theirs: _Side | None) -> dict[str, Any]:
+def _detail(params: Params, buckets: np.ndarray, ours: _Side | None, theirs: _Side | None) -> dict[str, Any]:
     if ours is None:
         return {}
     champion = theirs.scores if theirs else None
-    return describe_scores(ours.rows.kind, _buckets(files), ours.rows.offsets, ours.scores, champion, params.gate, params.seed)
+    return describe_scores(ours.rows.kind, buckets, ours.rows.offsets, ours.scores, champion, params.gate, params.seed)
 
 
 def _budgets(challenger: Bundle, days: Sequence[dt.date]) -> dict[str, float | None]:
@@ -249,7 +252,15 @@ def _complete(ws: Workspace, params: Params, days: Sequence[dt.date]) -> tuple[P
 def _buckets(files: Sequence[Path]) -> np.ndarray:
     """The difficulty bucket of every judged row, in the order of `score_days`."""
     columns = [pc.list_flatten(pq.ParquetFile(path).read(columns=["cand_bucket"])["cand_bucket"]) for path in files]
-    return np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns]).astype(str)
+    return np.concatenate([np.zeros(0, str), *[column.to_numpy(zero_copy_only=False).astype(str) for column in columns]])
+
+
+def _empty_buckets(params: Params, buckets: np.ndarray) -> list[Finding]:
+    """A declared bucket without a row, of a kind that has rows with positions: a version could lose there and nobody would see it."""
+    return [
+        Finding("undecided", f"bucket {name}: no {KINDS[kind]} of these days lies in it; see collect's edges in params.yaml")
+        for name, kind in empty_buckets(params.collect, set(np.unique(buckets).tolist())).items()
+    ]
 
 
 def champion_of(ws: Workspace, params: Params) -> int | None:

@@ -6,6 +6,7 @@ A candidate is logged once, with its last stage, so what is negative twice count
 """
 
 import math
+from collections.abc import Collection
 from fractions import Fraction
 
 import ibis
@@ -61,6 +62,28 @@ def bucket_of(rows: ir.Table, kind: int, collect: Collect) -> ir.StringValue:
     name, edges = _NAMES[kind], sorted(windows(collect)[kind].edges, reverse=True)
     cases = [(rows.position.isnull(), name), *[(_beyond(rows, edge), f"{name}-{edge:g}") for edge in edges]]
     return ibis.cases(*cases, else_=f"{name}-0")
+
+
+def empty_buckets(collect: Collect, known: Collection[str]) -> dict[str, int]:
+    """Buckets that an edge declares and no row lies in, each with its kind; of kinds that have rows with positions.
+
+    Args:
+        known: the buckets that rows lie in.
+    """
+    return {
+        name: kind
+        for kind, window in windows(collect).items()
+        if any(bucket.startswith(f"{_NAMES[kind]}-") for bucket in known)
+        for name in (f"{_NAMES[kind]}-{edge:g}" for edge in _reachable(window))
+        if name not in known
+    }
+
+
+def _reachable(window: Window) -> list[float]:
+    """The edges that a position of the window can lie behind, with no larger one before it."""
+    edges = sorted(window.edges)
+    comparable = not window.below or all(_is_share(edge) == _is_share(window.below) for edge in edges)
+    return [edge for edge, larger in zip(edges, [*edges[1:], math.inf], strict=True) if not comparable or larger > window.below]
 
 
 def _is_share(edge: float) -> bool:

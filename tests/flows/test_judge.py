@@ -134,6 +134,18 @@ def test_labels_of_one_class_are_undecided(ws):
     assert "every label is of one class" in answer["reasons"][0]
 
 
+def test_a_declared_bucket_that_nothing_lies_in_is_undecided(ws):
+    raw = yaml.safe_load(ws.params_file.read_text())
+    declared = {**raw, "collect": {**raw.get("collect", {}), "rank": {"below": 50, "count": 10, "edges": [50, 5000]}}}
+    ws.params_file.write_text(yaml.safe_dump(declared))
+    try:
+        answer = judged(ws)
+    finally:
+        ws.params_file.write_text(yaml.safe_dump(raw))
+    assert answer["verdict"] == "undecided"
+    assert answer["reasons"][0] == "bucket Rank-5000: no RN of these days lies in it; see collect's edges in params.yaml"
+
+
 def test_a_version_that_was_never_registered_is_an_error_in_one_line(ws):
     done = hapctl("gate", "run", "--model", "v9", "--root", ws.root)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: v9 is not registered; registered: v1, v2")
