@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from hap.errors import DataError, ServingError, UsageError
 from hap.params import Params, Serving
 from hap.serving import repository, runtime, server
+from hap.serving.canary import Canary
 from hap.serving.client import HapClient, NoChampion
 from hap.workspace import Workspace
 
@@ -114,7 +115,7 @@ def watch(ws: Workspace, settings: Serving, log: Callable[[str], None]) -> None:
 def follow(ws: Workspace, settings: Serving, log: Callable[[str], None], ended: threading.Event) -> None:
     """`watch` until the event is set."""
     assert settings.url is not None
-    canary, said = runtime.Canary(ws.triton, settings.url, settings.deadline_s), ""
+    canary, said = Canary(ws.triton, settings.url, settings.deadline_s), ""
     try:
         while True:
             if (found := _health(ws, canary)) != said:
@@ -126,7 +127,7 @@ def follow(ws: Workspace, settings: Serving, log: Callable[[str], None], ended: 
         canary.close()
 
 
-def _health(ws: Workspace, canary: runtime.Canary) -> str:
+def _health(ws: Workspace, canary: Canary) -> str:
     try:
         pinned = repository.pinned(ws.triton)
     except DataError as error:

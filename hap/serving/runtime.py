@@ -1,7 +1,6 @@
 """`hapctl serve` and `hapctl stop`: one embedded Triton server per workspace, and the watch that keeps it answering.
 
-Triton never restarts a python stub that died and still calls itself ready, so only a real inference shows health:
-the watch sends one each second and restarts the server when it fails.
+The watch sends a canary (hap/serving/canary.py) each second and restarts the server when it fails.
 
 Files in .hap/: server.json (who serves, where), serve.lock (one supervisor), serve.log (its lines), triton.log (the server's).
 """
@@ -14,31 +13,25 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import orjson
 import psutil
 from filelock import FileLock, Timeout
 
 from hap import durable
-from hap.errors import Busy, DataError, HapError, ServingError
+from hap.errors import Busy, HapError, ServingError
 from hap.params import Params, Serving
 from hap.serving import repository, server
-from hap.serving.bundle import Golden, read_golden
-from hap.serving.client import HapClient, NoChampion
+from hap.serving.canary import Canary, Fault
 from hap.serving.install import check_platform, require_runtime
-from hap.serving.wire import StubDied
 from hap.workspace import Workspace
 
 READY_S = 60.0  # a start that takes longer has failed; 3-6 s is usual
 MISSES = 2  # canaries in a row that may fail before the server is restarted; a dead server or stub is restarted at once
 WORST_BACKOFF_S = 30.0
-MAX_DIFFERENCE = 1e-3  # of a canary's score from the golden one
 _CLOCK_SLACK_S = 1.0  # psutil's start times are rounded
 
 Log = Callable[[str], None]
@@ -307,71 +300,6 @@ class _Watch:
             self.unpublished = state
         else:
             self.unpublished = None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What a canary found wrong; `restart` says whether a restart mends it: at once, only if it stays so, or not at all."""
-
-    said: str
-    restart: Literal["at once", "if it stays", "no"] = "if it stays"
-
-
-class Canary:
-    """A golden request of the champion, sent to both ensembles of the running server: each has members that the other does not ask."""
-
-    def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
-        self.repo = repo
-        self.client = HapClient(grpc_url, deadline_s, retries=0)  # the watch counts misses itself
-        self._golden: dict[tuple[int, int], Golden] = {}  # by version and time of its file
-        self._seen = False
-
-    def begin(self, champion: int | None) -> None:
-        """A server was started; with a champion loaded, its absence is a fault."""
-        self._seen = champion is not None
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.client.close()
-
-    def fault(self) -> Fault | None:
-        """What is wrong with the server, or None."""
-        try:
-            version = repository.pinned(self.repo)
-            if version is None:
-                return None if self.client.live() else Fault("the server does not answer")
-            golden = self._of(version)
-            answers = {name: self.client.score(golden.tensors, golden.k, model=name) for name in repository.ENSEMBLES}
-        except DataError as error:  # files are damaged: what is loaded serves on, and a restart could load them no more
-            return Fault(str(error), "no")
-        except NoChampion as error:  # else it is pinned, and about to be loaded by a promotion
-            return Fault(str(error)) if self._seen else None
-        except StubDied as error:
-            return Fault(str(error), "at once")
-        except ServingError as error:
-            return Fault(str(error))
-        self._seen = True
-        for name, scored in answers.items():
-            if scored.served_by != version:  # between two pins
-                continue
-            known = golden.routed | (name == "hap")  # of the others hap_all says what the golden answer does not
-            difference = float(np.abs(scored.score - golden.score)[known].max(initial=0.0))
-            if not difference <= MAX_DIFFERENCE:
-                return Fault(f"v{version} answers a golden request on {name} {difference:.2g} away from its score")
-        return None
-
-    def _of(self, version: int) -> Golden:
-        path = repository.canary_file(self.repo, version)
-        try:
-            key = (version, path.stat().st_mtime_ns)
-            if key not in self._golden:
-                self._golden = {key: read_golden(path)[0]}
-            return self._golden[key]
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{path} holds no golden request ({error}), so nobody sees whether v{version} answers; "
-                f"copy {path.name} from registry/bundles/v{version}"
-            ) from None
 
 
 def _check(ws: Workspace, settings: Serving) -> None:
