@@ -45,7 +45,8 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
     """What the judged columns of a day come to: one finding for each cause, led by its worst column.
 
     A column that is drifted `page_from` times its threshold, or whose values are lost, is a page; one that is drifted, a
-    ticket; one that has values which the reference lacks, information. What has too few rows on either side is not judged.
+    ticket; one that has values which the reference lacks, information. What has too few rows on either side is not judged, and where
+    either side has too few requests, nothing is.
     """
     found: dict[str, list[Finding]] = {}
     unjudged = set()
@@ -67,11 +68,14 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
             )
             found.setdefault(cause, []).append(finding)
     findings, told = _with_histories([as_one(ranked(several)) for several in found.values()])
-    missing = not any(one.current_rows >= LEAST_ROWS for one in judged.values())
+    # The candidates of one request are many rows of one thing, so requests count where columns have them.
+    counted = [judged[column.name] for column in columns if column.level == "request" and column.name in judged] or [*judged.values()]
+    before, now = (max((getattr(one, side) for one in counted), default=0) for side in ("reference_rows", "current_rows"))
+    missing = min(before, now) < LEAST_ROWS
     return Look(
         watcher=WATCHER,
         day=day,
-        findings=tuple(ranked(findings)),
+        findings=() if missing else tuple(ranked(findings)),
         unjudged=frozenset(unjudged - set(found) | told),
         missing=missing,
         figures=tuple(_figure(column, judged[column.name]) for column in columns if column.name in judged),

@@ -21,6 +21,7 @@ PRICE, PRESENT, CLICKS = (
     column("cand_price_present", "cand_price", "present"),
     column("click_rate", "cand_kind"),
 )
+COUNT = Column("candidates", "numeric", "request", "", "cand_kind")  # which every request has
 
 
 def test_every_column_of_the_default_workspace_has_one_of_a_few_causes(default_params: Params) -> None:
@@ -58,7 +59,8 @@ def test_what_moved_in_candidates_and_in_histories_is_one_incident_unless_histor
 
 def test_severity_follows_the_parameter_and_a_lost_column_wakes_someone() -> None:
     def severity(one: ColumnDrift, page_from: float = 3.0) -> str:
-        return look_at("2026-01-04", [PRICE], {"cand_price": one}, page_from).findings[0].severity
+        columns = {"cand_price": one, "candidates": judged(0.0, 0.1, drifted=False)}
+        return look_at("2026-01-04", [PRICE, COUNT], columns, page_from).findings[0].severity
 
     assert severity(judged(0.29, 0.1)) == "ticket" and severity(judged(0.31, 0.1)) == "page"
     assert severity(judged(0.29, 0.1), 2.0) == "page"

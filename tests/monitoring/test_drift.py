@@ -251,6 +251,21 @@ def test_one_request_is_enough_to_run(tmp_path):
     assert result.look.findings == () and "input:activity" in result.look.unjudged and result.look.missing
 
 
+@pytest.mark.parametrize("few", ["the day", "the reference"])
+def test_the_many_candidates_of_a_few_requests_say_nothing(tmp_path, few):
+    ws = Workspace(tmp_path)
+    for day in DAYS:
+        write_samples(ws, day, requests=4 if (day == DAYS[3]) == (few == "the day") else 300)
+    result = report(ws)
+    assert min(result.columns["cand_item_id_rank"].current_rows, result.columns["cand_item_id_rank"].reference_rows) in (40, 120)
+    assert result.look.missing and result.look.findings == ()
+
+
+def test_a_day_none_of_whose_requests_came_in_time_is_not_one_finding_for_each_column(tmp_path):
+    result = report(workspace(tmp_path, requests=0))
+    assert result.look.missing and result.look.findings == ()
+
+
 def test_sampling_is_bounded_and_repeats_itself(tmp_path):
     ws = workspace(tmp_path)
     params = PARAMS.model_copy(update={"drift": Drift(max_rows=100)})
