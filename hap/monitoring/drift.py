@@ -1,9 +1,9 @@
 """Input drift of one day against the champion's training window: Evidently measures and draws, column by column.
 
 Judged are, per request: user and context features, the features of one event of its history, history length, logged candidates,
-shares of the exposed, ranked and pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
-Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and never a share of columns: one broken
-column is an alarm.
+shares of the exposed, ranked and pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes
+decide (Wasserstein in standard deviations, Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and
+never a share of columns: one broken column is an alarm.
 
 Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:
     NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days right before it
