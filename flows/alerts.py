@@ -110,7 +110,7 @@ def deliver_waiting(ws: Workspace, params: Params) -> list[Delivery]:
 
     with exclusive(ws, "delivery", "delivers alerts", "delivering alerts", dt.datetime.now(dt.UTC)):
         known = incidents_of.incidents(ledger.rows())
-        return deliver(known, params.alerts, str(ws.root), host, note, dict(os.environ))
+        return deliver(known, params.alerts, str(ws.root), host, note, dt.datetime.now(dt.UTC), dict(os.environ))
 
 
 def known_incidents(ws: Workspace, params: Params) -> Incidents:

@@ -1,5 +1,6 @@
 """params.yaml: defaults that hold, and one clear line for every mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_a_model_of_kinds_that_all_weigh_nothing_is_refused_by_name() -> None:
     values["expressive"]["train_kinds"] = ["EN", "RN"]
     with pytest.raises(ConfigError, match=r"loss ghcl gives expressive nothing to learn from.* of EN, RN"):
         resolve(values, "params.yaml")
+
+
+@pytest.mark.parametrize("section", ["drift", "funnel", "estimate", "skew", "staleness", "traffic", "labels", "alerts"])
+def test_every_number_of_the_watch_says_what_it_counts_and_why(section: str, default_params: Params) -> None:
+    fields = type(getattr(default_params, section)).model_fields
+    numbers = [name for name, value in getattr(default_params, section) if isinstance(value, int | float) and not isinstance(value, bool)]
+    bare = [name for name in numbers if not re.search(r"\w[:;,.] \w.{12}", fields[name].description or "")]
+    assert bare == [], "hap/params/watching.py: a unit and a reason, one after the other"
 
 
 def test_absent_and_broken_files_are_told_apart(tmp_path: Path) -> None:

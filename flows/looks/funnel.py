@@ -92,7 +92,8 @@ def counted(subject: Subject, days: Sequence[dt.date]) -> Counted:
 def _by_request(rows: pa.Table, column: str, values: Sequence[int | str]) -> np.ndarray:
     """How often each request [R] has each of the values [V]."""
     flat, owner = pc.list_flatten(rows[column]), pc.list_parent_indices(rows[column]).to_numpy()
-    place = pc.index_in(flat.cast(pa.string() if column == "cand_bucket" else pa.int64()), value_set=pa.array(values))
+    kind = pa.string() if column == "cand_bucket" else pa.int64()
+    place = pc.index_in(flat.cast(kind), value_set=pa.array(values, kind))
     code = pc.fill_null(place, len(values)).to_numpy(zero_copy_only=False).astype(np.int64)
     width = len(values) + 1
     return np.bincount(owner * width + code, minlength=rows.num_rows * width).reshape(rows.num_rows, width)[:, :-1]

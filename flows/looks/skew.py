@@ -1,7 +1,7 @@
 """The day's served requests beside its logs, and their scores beside those of the bundles that gave them."""
 
 import datetime as dt
-import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +33,18 @@ def look(subject: Subject) -> Look:
     ws, params, day = subject.ws, subject.params, subject.day
     if params.serving.log_to is None:
         return unwatched(str(day), "what is served is not watched: serving.log_to in params.yaml names no folder for served requests")
-    folder, scratch = ws.root / params.serving.log_to, ws.state / "skew"
+    folder = ws.root / params.serving.log_to
     try:
         keys = served_keys(folder, day)
         if not keys.num_rows:
             return unwatched(str(day), f"no served request of {day} lies below {folder}")
         if not contract.has_day(ws.logs(params), "requests", day):
             return unwatched(str(day), f"the served requests of {day} have no logs beside them: {ws.logs(params)} lacks the day")
-        scratch.mkdir(parents=True, exist_ok=True)
-        return look_at_served(str(day), _compare(subject, folder, keys, scratch), params.features, params.skew)
+        ws.state.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=ws.state, prefix="looks-") as scratch:  # of its own: another look may be under way
+            return look_at_served(str(day), _compare(subject, folder, keys, Path(scratch)), params.features, params.skew)
     except HapError as error:
         return unwatched(str(day), f"what was served on {day} cannot be compared: {error}")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _compare(subject: Subject, folder: Path, keys: pa.Table, scratch: Path) -> Served:

@@ -42,14 +42,16 @@ def drift(
     from hap.monitoring.report import report_text
 
     values, code = [], 0
-    with talking(Talk()):
-        for looked in look_at_days(ws, days, dt.datetime.now(dt.UTC)):
-            values.append(looked.to_json())
-            code = max(code, looked.report.exit_code)
-            if not json:
-                typer.echo("\n".join([report_text(looked.report), f"page {looked.html}", *looked.told.lines()]))
-    if json:
-        answer(values[0] if day else values, "", True)
+    try:
+        with talking(Talk()):
+            for looked in look_at_days(ws, days, dt.datetime.now(dt.UTC)):
+                values.append(looked.to_json())
+                code = max(code, looked.report.exit_code)
+                if not json:
+                    typer.echo("\n".join([report_text(looked.report), f"page {looked.html}", *looked.told.lines()]))
+    finally:
+        if json and values:  # the days of a range before one that cannot be looked at have been settled and told
+            answer(values[0] if day else values, "", True)
     raise typer.Exit(code)
 
 

@@ -1,6 +1,7 @@
 """From judged columns to findings: which columns speak of one cause, and how bad that is; and one finding for each cause of a day.
 
-input:NAME          a declared feature in whatever way it moved (value, presence, new ids, concentration), or history_length
+input:NAME          a declared feature in whatever way it moved (value, presence, new ids, concentration), or history_length; what
+                    moved in candidates and in histories alike is told once, as the candidates'
 labels:click_rate   clicks among what was exposed
 cascade:candidates  how many candidates are logged, and how they fall into exposed, ranked and pre-ranked
 catalogue:GN        global negatives for each positive: the day's catalogue has too few items, or others
@@ -37,14 +38,15 @@ def cause_of(column: Column) -> str:
     """The cause that a judged column speaks of."""
     if column.source == "cand_kind":
         return CAUSES.get(column.name, "cascade:candidates")
-    return "input:history_length" if column.source == "hist_age_hours" else f"input:{column.source}"
+    return f"input:{'history_length' if column.name == 'history_length' else column.source}"
 
 
 def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrift], page_from: float) -> Look:
     """What the judged columns of a day come to: one finding for each cause, led by its worst column.
 
     A column that is drifted `page_from` times its threshold, or whose values are lost, is a page; one that is drifted, a
-    ticket; one that has values which the reference lacks, information. What has too few rows on either side is not judged.
+    ticket; one that has values which the reference lacks, information. What has too few rows on either side is not judged, and where
+    either side has too few requests, nothing is.
     """
     found: dict[str, list[Finding]] = {}
     unjudged = set()
@@ -65,16 +67,34 @@ def look_at(day: str, columns: Sequence[Column], judged: Mapping[str, ColumnDrif
                 figure=_figure_name(column),
             )
             found.setdefault(cause, []).append(finding)
-    findings = [as_one(ranked(several)) for several in found.values()]
-    missing = not any(one.current_rows >= LEAST_ROWS for one in judged.values())
+    findings, told = _with_histories([as_one(ranked(several)) for several in found.values()])
+    # The candidates of one request are many rows of one thing, so requests count where columns have them.
+    counted = [judged[column.name] for column in columns if column.level == "request" and column.name in judged] or [*judged.values()]
+    before, now = (max((getattr(one, side) for one in counted), default=0) for side in ("reference_rows", "current_rows"))
+    missing = min(before, now) < LEAST_ROWS
     return Look(
         watcher=WATCHER,
         day=day,
-        findings=tuple(ranked(findings)),
-        unjudged=frozenset(unjudged - set(found)),
+        findings=() if missing else tuple(ranked(findings)),
+        unjudged=frozenset(unjudged - set(found) | told),
         missing=missing,
         figures=tuple(_figure(column, judged[column.name]) for column in columns if column.name in judged),
     )
+
+
+def _with_histories(findings: list[Finding]) -> tuple[list[Finding], set[str]]:
+    """The findings with what histories show of an item's feature told with the candidates', where these are as bad; and what was told so.
+
+    An unknown category, or another taste, is in both: one thing, one incident.
+    """
+    by_cause = {one.cause: one for one in findings}
+    told = set()
+    for one in findings:
+        twin = by_cause.get(one.cause.replace("input:hist_", "input:cand_", 1)) if one.cause.startswith("input:hist_") else None
+        if twin is not None and SEVERITIES.index(one.severity) >= SEVERITIES.index(twin.severity):
+            by_cause[twin.cause] = as_one([twin, by_cause.pop(one.cause)])
+            told.add(one.cause)
+    return list(by_cause.values()), told
 
 
 def gathered(looks: Sequence[Look]) -> list[Look]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from hap.params import KINDS, Features
 
+Level = Literal["request", "event", "candidate"]
 GN = KINDS.index("GN")
 
 
@@ -14,12 +15,15 @@ class Column:
 
     Where `alike` is set they do not have one value, but values that resemble each other: a user's requests come at the user's
     hours, and a history grows. How much is measured (hap.monitoring.drift).
+
+    Of a history one event stands for its request, drawn by the request's key: what breaks in a profile shows in any of them. A
+    request without events has none, which is history_length's to tell.
     """
 
     name: str
     type: Literal["numeric", "categorical"]
-    level: Literal["request", "candidate"]
-    sql: str  # over the samples' columns; a candidate's own value is c.NAME
+    level: Level
+    sql: str  # over the samples' columns, of `value_sql`
     source: str  # the column of the samples that it is made from
     cluster: str | None = None
     role: Literal["value", "present", "seen", "rank"] = "value"
@@ -55,21 +59,23 @@ def user_column(features: Features) -> str | None:
 
 
 def judged_columns(features: Features) -> list[Column]:
-    """Every column that is compared, in the order of params.yaml; candidates' columns are named as in the samples, cand_NAME."""
+    """Every column that is compared, in the order of params.yaml; named as in the samples: NAME, hist_NAME, cand_NAME."""
     columns: list[Column] = []
     user, item = user_column(features), "cand_item_id"
 
-    def add(name: str, type_: str, level: Literal["request", "candidate"], cluster: str | None, alike: bool = False) -> None:
-        value = f'{"c" if level == "candidate" else "r"}."{name}"'
+    def add(name: str, type_: str, level: Level, cluster: str | None, alike: bool = False) -> None:
+        value, there = value_sql(name, level), f'len(r."{name}") > 0' if level == "event" else "true"
         if type_ == "dense":
             columns.append(Column(name, "numeric", level, f"CAST({value} AS DOUBLE)", name, cluster, alike=alike))
-            present = f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END"
+            present = f"CASE WHEN {there} THEN CASE WHEN {value} IS NULL OR isnan({value}) THEN 'missing' ELSE 'present' END END"
             columns.append(Column(f"{name}_present", "categorical", level, present, name, cluster, "present", alike))
         elif type_ == "category":
-            columns.append(Column(name, "categorical", level, f"coalesce(CAST({value} AS VARCHAR), 'missing')", name, cluster, alike=alike))
-        else:
-            columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, None, "seen"))
-            columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, None, "rank"))
+            said = f"CASE WHEN {there} THEN coalesce(CAST({value} AS VARCHAR), 'missing') END"
+            columns.append(Column(name, "categorical", level, said, name, cluster, alike=alike))
+        else:  # a user is alone in having the id of a user; an item's id is drawn anew for each row, but for the rows of one history
+            owner = cluster if level == "event" else None
+            columns.append(Column(f"{name}_seen", "categorical", level, f"{name}_ids.seen", name, owner, "seen", alike))
+            columns.append(Column(f"{name}_rank", "categorical", level, f"{name}_ids.rank", name, owner, "rank", alike))
 
     for feature in features.user:
         add(feature.name, feature.type, "request", user)
@@ -92,6 +98,15 @@ def judged_columns(features: Features) -> list[Column]:
         del figures[name]  # a declared feature keeps its name
     for name, (sql, source) in figures.items():
         columns.append(Column(name, "numeric", "request", f"CAST({sql} AS DOUBLE)", source, user, alike=True))
+    for feature in features.history:
+        add(f"hist_{feature.name}", feature.type, "event", user, alike=True)
     for feature in features.item:
         add(f"cand_{feature.name}", feature.type, "candidate", item)
     return columns
+
+
+def value_sql(name: str, level: Level) -> str:
+    """A column's own value in SQL, beside `drift_key`; null for a request without events."""
+    if level == "event":
+        return f'r."{name}"[1 + CAST(drift_key % nullif(len(r."{name}"), 0) AS BIGINT)]'
+    return f'{"c" if level == "candidate" else "r"}."{name}"'

@@ -6,6 +6,7 @@ what goes wrong only words of our own come back, since the texts of libraries ma
 """
 
 import contextlib
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -43,14 +44,26 @@ class Delivery:
 
 
 def deliver(
-    known: Incidents, alerts: Alerts, workspace: str, host: str, note: Callable[[Delivery], None], environment: dict[str, str] | None = None
+    known: Incidents,
+    alerts: Alerts,
+    workspace: str,
+    host: str,
+    note: Callable[[Delivery], None],
+    now: dt.datetime,
+    environment: dict[str, str] | None = None,
 ) -> list[Delivery]:
-    """Tell everything that waits, oldest first; `note` is called after each delivery and writes it down.
+    """Tell everything that waits and that no snooze keeps back, oldest first; `note` is called after each delivery and writes it down.
 
     A place that failed is not tried again for the messages after it: a webhook that hangs costs its attempts once. So
     each place gets its messages in their order.
     """
-    waiting = [(one, message, place) for one in known.all for message, places in one.waiting(alerts) for place in places]
+    waiting = [
+        (one, message, place)
+        for one in known.all
+        for message, places in one.waiting(alerts)
+        if not one.keeps_back(message, now)
+        for place in places
+    ]
     done: list[Delivery] = []
     failed: dict[str, Sent] = {}
     for one, message, place in sorted(waiting, key=lambda each: each[1].number):

@@ -1,9 +1,9 @@
 """Input drift of one day against the champion's training window: Evidently measures and draws, column by column.
 
-Judged are, per request: user and context features, history length, logged candidates, shares of the exposed, ranked and
-pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes decide (Wasserstein in standard deviations,
-Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and never a share of columns: one broken
-column is an alarm.
+Judged are, per request: user and context features, the features of one event of its history, history length, logged candidates,
+shares of the exposed, ranked and pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes
+decide (Wasserstein in standard deviations, Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and
+never a share of columns: one broken column is an alarm.
 
 Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:
     NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days right before it
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hap.errors import DataError
 from hap.monitoring.causes import LEAST_ROWS, MISSING, look_at
-from hap.monitoring.columns import Column, ColumnDrift, judged_columns
+from hap.monitoring.columns import Column, ColumnDrift, judged_columns, value_sql
 from hap.monitoring.findings import Look
 from hap.params import Drift, Features, Params
 from hap.samples.order_key import order_key_sql
@@ -96,7 +96,7 @@ def _frame(con: "duckdb.DuckDBPyConnection", files: list[str], earlier: list[str
             _summarise_ids(con, source, earlier, last, column)
     parts = []
     for level, own in (("request", "r"), ("candidate", "c")):
-        chosen = [column for column in columns if column.level == level]
+        chosen = [column for column in columns if (column.level == "candidate") == (level == "candidate")]
         clusters = sorted({column.cluster for column in chosen if column.cluster and column.cluster in held})
         selected = [f'{column.sql} AS "{column.name}"' for column in chosen]
         selected += [f'CAST({own}."{name}" AS BIGINT) AS "{name}"' for name in clusters]
@@ -114,7 +114,7 @@ def _frame(con: "duckdb.DuckDBPyConnection", files: list[str], earlier: list[str
         for column in chosen:
             if column.role == "rank":
                 table = f"{column.source}_ids"
-                rows += f' LEFT JOIN {table} ON {table}.id_day = {own}.day AND {table}.id = {own}."{column.source}"'
+                rows += f" LEFT JOIN {table} ON {table}.id_day = {own}.day AND {table}.id = {value_sql(column.source, column.level)}"
         parts.append(con.execute(f"SELECT {', '.join(selected)} FROM {rows} ORDER BY {order}").df())
     return pd.concat(parts, axis=1)
 
@@ -124,7 +124,7 @@ def _summarise_ids(con: "duckdb.DuckDBPyConnection", source: str, earlier: list[
 
     `seen` is null except on the day `last`, and where there is no earlier day to look into.
     """
-    value = f'unnest("{column.source}")' if column.level == "candidate" else f'"{column.source}"'
+    value = f'"{column.source}"' if column.level == "request" else f'unnest("{column.source}")'
     ranks = "CASE " + " ".join(f"WHEN place <= {edge} THEN 'top {edge}'" for edge in RANKS) + f" ELSE 'beyond {RANKS[-1]}' END"
     seen = "NULL"
     if earlier and column.source in _held(con, earlier):
@@ -192,7 +192,8 @@ def drift_report(
                 judged[name] = _presence(before, after, settings, _noise(reference, current, before, after, column))
                 continue
         if note := _absence(column, name in reference, name in current, before.size, after.size):
-            lost = bool(before.size) and not after.size and column.role != "seen"
+            silent = column.level == "event" and name in current  # no request has events: history_length tells it
+            lost = bool(before.size) and not after.size and column.role != "seen" and not silent
             judged[name] = ColumnDrift(None, None, None, lost, _mean(before), _mean(after), before.size, after.size, note)
             continue
         levels = int(pd.concat([before, after]).nunique())
@@ -360,7 +361,8 @@ def _absence(column: Column, in_reference: bool, in_current: bool, before: int, 
     if column.role == "seen":
         return "no earlier day to look ids up in"
     if before:
-        return "every value is missing on the day; the reference had values"
+        words = "no request of the day has events" if column.level == "event" else "every value is missing on the day"
+        return f"{words}; the reference had {'some' if column.level == 'event' else 'values'}"
     return "every value is missing in the reference" if after else "every value is missing, in the reference too"
 
 

@@ -64,6 +64,14 @@ class Page:
         """The rows by which another version served, oldest first."""
         return [row for row in self.rows if row.state == "served" and row.to_version is not None]
 
+    @cached_property
+    def moves_by_then(self) -> list[Row]:
+        """Those up to the end of the page's day: what was promoted later has no part in what the day shows.
+
+        Where nothing served by then, as in a simulated past, the day is judged by what came to serve later: then all of them.
+        """
+        return [row for row in self.moves if row.at < start_of(self.day + DAY)] or self.moves
+
 
 @dataclass(frozen=True)
 class Trend:
@@ -279,7 +287,8 @@ def _actions(page: Page, wrong: Sequence[Card]) -> list[tuple[str, str]]:
         return []
     found = []
     last, before = page.moves[-1] if page.moves else None, previous_served(page.rows)
-    if last is not None and last.action == "promote" and before is not None:
+    # A rollback takes away what serves now: of a past day that another version has followed, it would be the wrong one.
+    if last is not None and last in page.moves_by_then and last.action == "promote" and before is not None:
         for card in wrong:
             if card.line and card.line.rolls_back and last.at >= start_of(parse_day(card.since) - DAY):
                 promoted = f"{label(last.to_version or 0)} was promoted on {last.at:%Y-%m-%d %H:%M} UTC"
@@ -296,19 +305,19 @@ def _actions(page: Page, wrong: Sequence[Card]) -> list[tuple[str, str]]:
 
 
 def _changed(page: Page, wrong: Sequence[Card]) -> list[str]:
-    """Which versions came and went since the day before the oldest finding."""
+    """Which versions came and went from the day before the oldest finding to the end of the page's day."""
     if not wrong:
         return []
     since = min(parse_day(card.since) for card in wrong) - DAY
     found = [
         f"{label(row.to_version or 0)} {'was promoted' if row.action == 'promote' else 'came back by rollback'} on "
         f"{row.at:%Y-%m-%d %H:%M} UTC by {row.actor}{f': {row.reason}' if row.reason else ''}"
-        for row in page.moves
+        for row in page.moves_by_then
         if row.at >= start_of(since)
     ]
-    if found or not page.moves:
+    if found or not page.moves_by_then:
         return found
-    last = page.moves[-1]
+    last = page.moves_by_then[-1]
     return [f"no version since {since}: {label(last.to_version or 0)} serves since {last.at:%Y-%m-%d %H:%M} UTC"]
 
 

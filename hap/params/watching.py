@@ -16,10 +16,24 @@ class Drift(Strict):
         "that is possible, its labels to be in, and before the retrain, whose promotion an incident can hold",
     )
 
-    numeric_method: Literal["wasserstein", "psi"] = "wasserstein"
-    numeric_threshold: float = Field(default=0.1, gt=0, description="wasserstein: standard deviations; psi: its value")
-    categorical_method: Literal["jensenshannon", "psi"] = "jensenshannon"
-    categorical_threshold: Annotated[float, Field(gt=0)] = 0.1
+    numeric_method: Literal["wasserstein", "psi"] = Field(
+        default="wasserstein", description="distance of dense columns: it counts how far values went, and needs no bins"
+    )
+    numeric_threshold: float = Field(
+        default=0.1,
+        gt=0,
+        description="wasserstein: standard deviations; psi: its value. A tenth of the spread is little to a model and more than quiet days "
+        "move; psi is usually read as a shift from .1 on, too. What chance does is added",
+    )
+    categorical_method: Literal["jensenshannon", "psi"] = Field(
+        default="jensenshannon", description="distance of categories: bounded, and defined where a category is new or gone"
+    )
+    categorical_threshold: float = Field(
+        default=0.1,
+        gt=0,
+        description="of that distance: Evidently's own, about what a new category of 3% comes to; half the simulator's slow drift of "
+        "interests stays below it. What chance does is added",
+    )
     missing_threshold: float = Field(
         default=0.03,
         gt=0,
@@ -27,7 +41,11 @@ class Drift(Strict):
         description="change of the share of rows without a value: the rate itself, which people know, and about what Jensen-Shannon 0.1 "
         "allows where no value was missing",
     )
-    max_rows: Count = 20_000
+    max_rows: Count = Field(
+        default=20_000,
+        description="requests, and candidates, that are compared on each side, drawn by the portable key of their ids: chance stays far "
+        "below the thresholds, and a look costs seconds",
+    )
     page_from: float = Field(
         default=3.0,
         gt=1,
@@ -139,10 +157,22 @@ class Labels(Strict):
     silent_below: float = Field(
         default=0.5, gt=0, lt=1, description="feedback of an hour, over what its exposures bring, below which it is lost and not unwanted"
     )
-    outage: float = Field(default=0.02, gt=0, lt=1, description="share of the day's feedback that silent hours may lose")
-    delay: float = Field(default=2.0, gt=1, description="times the reference's median or p95 of the time from exposure to ingested click")
+    outage: float = Field(
+        default=0.02, gt=0, lt=1, description="share of the day's feedback that silent hours may lose: half an hour of an even day's"
+    )
+    delay: float = Field(
+        default=2.0,
+        gt=1,
+        description="times the reference's median or p95 of the time from exposure to ingested click: a queue that doubled is one "
+        "that grows, and what comes after collect.label_delay_hours is lost",
+    )
     min_clicks: int = Field(default=100, ge=1, description="in the reference, and expected of the day, below which nothing is judged")
-    page_from: float = Field(default=3.0, gt=1, description="times its limit from which a change wakes someone, as in drift")
+    page_from: float = Field(
+        default=3.0,
+        gt=1,
+        description="times its limit from which a change wakes someone: as in drift, since feedback trains tomorrow's model and leaves "
+        "tonight's answers as they are",
+    )
 
 
 # A place is named by a variable, so that no secret lies in a file that git tracks.
@@ -155,10 +185,22 @@ class Alerts(Strict):
     page: tuple[Variable, ...] = ()
     ticket: tuple[Variable, ...] = ()
     info: tuple[Variable, ...] = ()
-    grow: float = Field(default=1.5, gt=1, description="times the figure last told from which an open incident is told again")
-    deadline_s: float = Field(default=10.0, ge=1, description="of one delivery, from starting its process; what takes longer is ended")
-    attempts: int = Field(default=3, ge=1, description="at delivering before a message is kept for the next command")
-    retry_wait_s: float = Field(default=1.0, ge=0, description="before the second attempt; doubled before each further one")
+    grow: float = Field(
+        default=1.5,
+        gt=1,
+        description="times the figure last told from which an open incident is told again: half as bad again is news, a wobble is not",
+    )
+    deadline_s: float = Field(
+        default=10.0, ge=1, description="of one delivery, from starting its process, which takes one or two; what takes longer is ended"
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        description="at delivering before a message is kept for the next command: a hiccup passes, an outage holds up no look",
+    )
+    retry_wait_s: float = Field(
+        default=1.0, ge=0, description="before the second attempt, and doubled before each further one: a service that is busy gets room"
+    )
 
     def places(self, severity: str) -> tuple[str, ...]:
         """The variables that name the places of a severity."""

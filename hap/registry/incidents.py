@@ -93,6 +93,13 @@ class Incident:
         """Whether a snooze is in force."""
         return self.snoozed is not None and self.snoozed.until is not None and now < self.snoozed.until
 
+    def keeps_back(self, message: Message, now: dt.datetime) -> bool:
+        """Whether a message that could not be told before the snooze waits for its end: whoever snoozed knows what it says.
+
+        What was written since is not: only a worse severity is, and the end of the incident, with which all is told.
+        """
+        return self.closed is None and self.snoozed is not None and self.is_silent(now) and message.at <= self.snoozed.at
+
     def waiting(self, alerts: Alerts) -> list[tuple[Message, tuple[str, ...]]]:
         """The messages that are still to be told, each with its places, oldest first.
 

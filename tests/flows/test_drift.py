@@ -26,6 +26,7 @@ from hap.workspace import Workspace, init_workspace, workspace_lock
 from tests.conftest import FIRST_DAY
 from tests.monitoring.test_drift import DAYS, FEATURES, write_samples
 from tests.monitoring.test_runbook import CAUSE
+from tests.words import typing
 
 D = DAYS[3]
 NOW = dt.datetime(2026, 1, 5, 2, 30, tzinfo=dt.UTC)
@@ -209,6 +210,19 @@ def test_a_reference_that_is_gone_is_a_finding_and_what_is_left_of_it_is_compare
 def test_a_day_that_the_champion_was_trained_on_is_refused_in_one_line(ws: Workspace) -> None:
     with pytest.raises(DataError, match=r"v1 was trained on 2026-01-02, .*; give a day after 2026-01-03"):
         look_at_day(ws, DAYS[1], NOW)
+
+
+def test_the_days_of_a_range_before_one_that_is_refused_are_answered(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch_with(monkeypatch, saw("funnel", "funnel:share_EN"))
+    after = D + dt.timedelta(days=1)
+    trained_on(monkeypatch, [*DAYS[:3], after])
+    mark(ws, after)
+    code, out, err = typing(monkeypatch, capsys)("drift", "--root", ws.root, "--from", D, "--to", after, "--json")
+    assert code == 1 and f"v1 was trained on {after}" in err
+    (answered,) = orjson.loads(out)
+    assert answered["day"] == str(D) and "funnel:share_EN" in answered["alerts"]["opened"]
 
 
 def test_a_day_that_cannot_have_logs_is_refused_before_it_outranks_every_real_one(ws: Workspace) -> None:

@@ -202,6 +202,10 @@ def test_a_day_without_a_click_and_one_of_a_single_request_are_looked_at(ws: Wor
     rewritten(ws, lambda table: table.slice(0, 1))
     found, quality = funnel.look(subject(ws)), estimate.look(subject(ws))
     assert found.missing and found.findings == () and quality.findings == () and quality.unjudged
+    shutil.rmtree(scored_folder(ws, 1))
+    rewritten(ws, lambda table: table.slice(0, 0))  # all came too late
+    found, quality = funnel.look(subject(ws)), estimate.look(subject(ws))
+    assert found.missing and found.findings == () and quality.findings == () and quality.unjudged
 
 
 @pytest.mark.parametrize(

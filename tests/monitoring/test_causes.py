@@ -21,6 +21,7 @@ PRICE, PRESENT, CLICKS = (
     column("cand_price_present", "cand_price", "present"),
     column("click_rate", "cand_kind"),
 )
+COUNT = Column("candidates", "numeric", "request", "", "cand_kind")  # which every request has
 
 
 def test_every_column_of_the_default_workspace_has_one_of_a_few_causes(default_params: Params) -> None:
@@ -29,6 +30,7 @@ def test_every_column_of_the_default_workspace_has_one_of_a_few_causes(default_p
         *("labels:click_rate", "cascade:candidates", "catalogue:GN"),
     }
     assert causes["cand_item_id_seen"] == causes["cand_item_id_rank"] == "input:cand_item_id"
+    assert causes["hist_age_hours"] == "input:hist_age_hours" and causes["hist_content_type"] == "input:hist_content_type"
     assert causes["history_length"] == "input:history_length" and causes["share_PRN"] == causes["share_exposed"] == "cascade:candidates"
 
 
@@ -42,9 +44,23 @@ def test_columns_of_one_cause_are_one_finding_led_by_the_worst() -> None:
     assert finding.do == "hapctl show 2026-01-04"
 
 
+def test_what_moved_in_candidates_and_in_histories_is_one_incident_unless_histories_are_worse() -> None:
+    past = column("hist_price", "hist_price")
+
+    def causes(candidates: float, histories: float) -> tuple[list[str], frozenset[str]]:
+        look = look_at("2026-01-04", [PRICE, past], {"cand_price": judged(candidates, 0.1), "hist_price": judged(histories, 0.1)}, 3.0)
+        assert all(words in look.findings[0].said for words in (["cand_price: w", "; hist_price: w"] if len(look.findings) == 1 else []))
+        return [finding.cause for finding in look.findings], look.unjudged
+
+    assert causes(0.4, 0.4) == (["input:cand_price"], {"input:hist_price"}), "its own incident, of another day, stays as it is"
+    assert causes(0.4, 0.2) == causes(0.2, 0.2) == (["input:cand_price"], {"input:hist_price"})
+    assert causes(0.2, 0.4) == (["input:hist_price", "input:cand_price"], frozenset())
+
+
 def test_severity_follows_the_parameter_and_a_lost_column_wakes_someone() -> None:
     def severity(one: ColumnDrift, page_from: float = 3.0) -> str:
-        return look_at("2026-01-04", [PRICE], {"cand_price": one}, page_from).findings[0].severity
+        columns = {"cand_price": one, "candidates": judged(0.0, 0.1, drifted=False)}
+        return look_at("2026-01-04", [PRICE, COUNT], columns, page_from).findings[0].severity
 
     assert severity(judged(0.29, 0.1)) == "ticket" and severity(judged(0.31, 0.1)) == "page"
     assert severity(judged(0.29, 0.1), 2.0) == "page"

@@ -18,7 +18,7 @@ import pytest
 
 from flows.alerts import Told, deliver_waiting, known_incidents, settle_looks, tell, undelivered
 from hap.monitoring import courier
-from hap.monitoring.alerts import Letter
+from hap.monitoring.alerts import Letter, snooze
 from hap.monitoring.delivery import send
 from hap.monitoring.findings import Finding, Look
 from hap.params import Alerts, Params
@@ -147,6 +147,26 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
         *("[healed] input:activity", "[healed] input:cand_price"),
     ]
     assert undelivered(known_incidents(ws, params), params) == [] and deliver_waiting(ws, params) == []
+
+
+def test_what_could_not_be_told_before_a_snooze_waits_for_its_end_and_what_got_worse_does_not(
+    ws: Workspace, default_params: Params, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = params_of(default_params, ticket=("HAP_ALERTS_PAGE",), attempts=1)
+    monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
+    hook.answers = [500]
+    settled(ws, params, look(4, "ticket"))
+    ledger, now = open_ledger(ws, params), dt.datetime.now(dt.UTC)
+    snooze(ledger, "input:cand_price", until=now + dt.timedelta(hours=8), actor="ann", now=now)
+    hook.got.clear()
+    assert deliver_waiting(ws, params) == [] and hook.got == []
+    assert [one["event"] for one in undelivered(known_incidents(ws, params), params)] == ["opened"], "it is still shown"
+    settled(ws, params, look(5, "page"))
+    assert hook.titles == ["[page, grew] input:cand_price"]
+    (one,) = known_incidents(ws, params).open
+    assert not one.keeps_back(one.messages[0], now + dt.timedelta(hours=8)), "told after the snooze"
+    settled(ws, params, look(6, None))
+    assert hook.titles[1:] == ["[ticket] input:cand_price", "[healed] input:cand_price"], "or with the end of the incident"
 
 
 def test_one_bad_place_does_not_keep_the_others_from_being_told_nor_tells_them_twice(

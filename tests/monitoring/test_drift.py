@@ -31,14 +31,18 @@ FEATURES = {
         {"name": "price", "type": "dense"},
         {"name": "order", "type": "category", "rows": 16},  # a word of SQL as a name
     ],
-    "history": [{"name": "item_id", "type": "id", "rows": 100}],
+    "history": [
+        {"name": "item_id", "type": "id", "rows": 100},
+        {"name": "order", "type": "category", "rows": 16},
+        {"name": "age_hours", "type": "dense"},
+    ],
 }
 PARAMS = resolve({"features": FEATURES}, "params.yaml")
 KINDS = np.array([0, 1, 1, 1, 2, 2, 3, 3, 4, 4], dtype=np.int8)
 
 
-def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(), drop=(), user=None):
-    """A closed day in which `price` scales every price, and `lost` columns are all null."""
+def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(), drop=(), user=None, past=None):
+    """A closed day in which `price` scales every price, `lost` columns are all null, and `past` changes lengths and events."""
     rng = np.random.default_rng([seed, day.day])
     count = requests * KINDS.size
     ends = np.arange(requests + 1) * KINDS.size
@@ -52,13 +56,19 @@ def write_samples(ws, day, requests=300, seed=0, price=1.0, click=True, lost=(),
         "order": items % 5 + 1,
     }
     lengths = rng.integers(0, 20, requests)
-    history = pa.array(rng.random(lengths.sum()).astype(np.float32))
+    events = {
+        "hist_age_hours": rng.random(lengths.sum()).astype(np.float32),
+        "hist_item_id": rng.integers(1, 400, lengths.sum()),
+        "hist_order": rng.integers(1, 6, lengths.sum()),
+    }
+    if past is not None:
+        lengths, events = past(lengths, events)
     columns = {
         "request_id": np.arange(1, requests + 1) + day.day * 10**6,
         "user_id": users,
         "activity": (users * 31 % 97) / 97,
         "hour": rng.integers(1, 25, requests),
-        "hist_age_hours": pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))), history),
+        **{name: pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)), pa.array(values)) for name, values in events.items()},
         **{f"cand_{name}": pa.ListArray.from_arrays(ends, pa.array(values)) for name, values in flat.items()},
     }
     for name in lost:
@@ -162,6 +172,30 @@ def test_a_column_that_is_null_all_day_is_a_finding(tmp_path):
     assert "cand_price_present" in result.drifted
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("hist_order", lambda old: np.full(len(old), 3)),
+        ("hist_order", lambda old: pa.nulls(len(old), pa.int64())),
+        ("hist_age_hours", lambda old: old / 24),
+        ("hist_age_hours", lambda old: pa.nulls(len(old), pa.float32())),
+        ("hist_item_id", lambda old: np.full(len(old), 7)),
+        ("hist_item_id", lambda old: old + 10**6),
+    ],
+)
+def test_a_broken_feature_of_the_history_alarms_by_name_and_nothing_else_does(tmp_path, column, values):
+    ws = workspace(tmp_path, past=lambda lengths, events: (lengths, events | {column: values(events[column])}))
+    assert {finding.cause for finding in report(ws).look.findings} == {f"input:{column}"}
+
+
+def test_histories_that_are_gone_are_told_by_their_length_alone(tmp_path):
+    ws = workspace(tmp_path, past=lambda lengths, events: (lengths * 0, {name: values[:0] for name, values in events.items()}))
+    result = report(ws)
+    assert [(finding.cause, finding.severity) for finding in result.look.findings] == [("input:history_length", "page")]
+    assert result.columns["hist_order"].note == "no request of the day has events; the reference had some"
+    assert {"input:hist_order", "input:hist_age_hours"} <= result.look.unjudged
+
+
 def test_a_column_that_is_gone_is_a_finding(tmp_path):
     result = report(workspace(tmp_path, drop=["cand_price"]))
     assert result.drifted[:1] == ("cand_price",) and result.columns["cand_price"].note == "the column is gone"
@@ -217,6 +251,21 @@ def test_one_request_is_enough_to_run(tmp_path):
     assert result.look.findings == () and "input:activity" in result.look.unjudged and result.look.missing
 
 
+@pytest.mark.parametrize("few", ["the day", "the reference"])
+def test_the_many_candidates_of_a_few_requests_say_nothing(tmp_path, few):
+    ws = Workspace(tmp_path)
+    for day in DAYS:
+        write_samples(ws, day, requests=4 if (day == DAYS[3]) == (few == "the day") else 300)
+    result = report(ws)
+    assert min(result.columns["cand_item_id_rank"].current_rows, result.columns["cand_item_id_rank"].reference_rows) in (40, 120)
+    assert result.look.missing and result.look.findings == ()
+
+
+def test_a_day_none_of_whose_requests_came_in_time_is_not_one_finding_for_each_column(tmp_path):
+    result = report(workspace(tmp_path, requests=0))
+    assert result.look.missing and result.look.findings == ()
+
+
 def test_sampling_is_bounded_and_repeats_itself(tmp_path):
     ws = workspace(tmp_path)
     params = PARAMS.model_copy(update={"drift": Drift(max_rows=100)})
@@ -232,6 +281,9 @@ def test_frames_hold_what_the_samples_hold(tmp_path):
     table = pq.read_table(ws.samples / f"day={DAYS[3]}" / "part-0.parquet")
     assert current["activity"].mean() == pytest.approx(np.mean(table["activity"].to_numpy()))
     lengths = [len(row) for row in table["hist_age_hours"].to_pylist()]
+    for row, ages in enumerate(sorted(table["hist_age_hours"].to_pylist(), key=len)[-5:]):
+        assert set(np.float32(current["hist_age_hours"].dropna())) & set(np.float32(ages)), row  # one event of each
+    assert current["hist_age_hours"].notna().sum() == current["hist_order"].notna().sum() == np.count_nonzero(lengths)
     assert current["history_length"].mean() == pytest.approx(np.mean(lengths))
     assert current["cand_price"].mean() == pytest.approx(np.mean(table["cand_price"].combine_chunks().flatten().to_numpy()))
     assert current["click_rate"].dropna().unique().tolist() == [0.25]

@@ -286,10 +286,27 @@ def test_a_served_day_is_compared_from_its_files(subject: Subject, honest: list[
     look = flow.look(subject)
     assert causes(look) == ["skew:cand_price"] and look.day == str(DAY) and look.watcher == "skew"
     assert next(figure.value for figure in look.figures if figure.name == "skew.requests") == REQUESTS + 1  # one was scored twice
-    assert not (subject.ws.state / "skew").exists()
+    assert not list(subject.ws.state.glob("looks-*"))
     few = subject.params.model_copy(update={"skew": Skew(max_requests=25)})
     again = [flow.look(replace(subject, params=few)) for _ in range(2)]
     assert again[0] == again[1] and again[0].figures[0].value in (25, 26)
+
+
+def test_two_looks_at_once_keep_out_of_each_others_way(subject: Subject, honest: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(subject.ws, honest)
+    alone = flow.look(subject)
+    assert alone.figures[0].value == REQUESTS
+    others: list[Look] = []
+
+    def write_beside(*args: object) -> dict[str, str]:
+        found = write_logged(*args)  # type: ignore[arg-type]
+        if not others:  # the schedule's look begins while a person's is under way, and ends before it
+            others.append(alone)
+            others.append(flow.look(subject))
+        return found
+
+    monkeypatch.setattr(flow, "write_logged", write_beside)
+    assert flow.look(subject) == alone and others == [alone, alone]
 
 
 def test_a_served_request_that_no_log_knows_is_told_apart_from_one_of_the_day_before(subject: Subject, honest: list[Record]) -> None:

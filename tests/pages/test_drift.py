@@ -1,6 +1,7 @@
 """The page of a day: the first screen answers, everything from data is words, a phone can show it, and nothing of it runs or loads."""
 
 import base64
+import datetime as dt
 import os
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from hap.monitoring.findings import Finding
 from hap.pages.drift import render
 from tests.pages.browser import chromium, needs_chromium, tab
-from tests.pages.days import EVIL, broken_month, day, page, price, quiet_month, report, share
+from tests.pages.days import EVIL, at, broken_month, day, page, price, quiet_month, report, share
 from tests.pages.test_version import words
 
 
@@ -61,6 +62,19 @@ def test_the_first_screen_says_what_is_broken_since_when_what_changed_and_what_t
 def test_a_rollback_is_offered_where_a_promotion_came_before_and_the_runbook_says_that_it_can_help(promoted, back, found, offered) -> None:
     days = [report(2), report(1, found), report(0, found)]
     assert ("hapctl rollback" in header(render(page(*days, promoted=promoted, back=back)))) is offered
+
+
+def test_what_was_promoted_after_the_day_is_neither_blamed_for_it_nor_rolled_back() -> None:
+    found = [report(1, price(0.4)), report(0, price(0.4))]
+    made = page(*found, promoted=20)
+    later = replace(made.rows[0], at=at(-9), from_version=2, to_version=3, reason="next week's")
+    looked_at_again = replace(made, rows=(*made.rows, later))
+    said = header(render(looked_at_again))
+    assert "hapctl rollback" not in said and "v3" not in said
+    assert "What changed: no version since 2026-03-29: v2 serves since 2026-03-11 03:12 UTC." in said
+    past = replace(made, rows=tuple(replace(row, at=row.at + dt.timedelta(days=400)) for row in made.rows))
+    said = header(render(past))
+    assert "v2 was promoted on" in said and "Go back to v1" in said, "in a simulated past what serves now is what was judged"
 
 
 def test_where_no_version_came_or_went_the_page_says_so() -> None:
