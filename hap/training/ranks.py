@@ -133,8 +133,9 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
     ours = dist.PrefixStore(meet(store, rank, world), store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=ours, rank=rank, world_size=world, timeout=PATIENCE)
+    # nccl has to be told which GPU is this process's own: a barrier names none and would guess.
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=ours, rank=rank, world_size=world, timeout=PATIENCE, device_id=own)
     try:
         yield Ranks(rank, world)
     finally:

@@ -21,7 +21,8 @@ from hap.errors import DataError
 from hap.params import Params
 from hap.samples import partitions
 from hap.samples.collect import collect_day
-from hap.training.ranks import meet
+from hap.training import ranks
+from hap.training.ranks import meet, open_ranks
 from hap.training.run import write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
@@ -166,6 +167,20 @@ def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None
         follows = pool.submit(come, 1)
         time.sleep(0.3)
         assert come(0) == follows.result()
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ("nccl", torch.device("cuda:1"))), ("cpu", ("gloo", None))])
+def test_nccl_is_told_which_gpu_is_this_processs_own(device: str, expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, object] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(ranks, "meet", lambda *_: "start")
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: told.update(more, backend=backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with open_ranks(torch.device(device)) as joined:
+        assert (joined.rank, joined.world) == (1, 2)
+    assert (told["backend"], told["device_id"]) == expected
 
 
 @pytest.mark.parametrize("steps", [(28,), pytest.param((8, 28, 60), marks=pytest.mark.long)])
