@@ -36,6 +36,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def by_rank(self, value: int, device: torch.device) -> list[int]:
+        """The value of every process."""
+        values = torch.zeros(self.world, dtype=torch.int64, device=device)
+        values[self.rank] = value
+        return [int(one) for one in self.sum(values).tolist()]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:

@@ -214,6 +214,14 @@ def test_checkpoints_of_other_parameters_are_not_taken_up(workspace: Workspace, 
     assert same(outcome(workspace), changed)
 
 
+def test_only_a_training_that_went_on_at_a_checkpoint_says_so(workspace: Workspace, small_params: Params) -> None:
+    """Its CPU seconds are those since then, and the version's page marks them."""
+    ready(workspace, small_params, epochs=1)
+    (workspace.state / "checkpoints" / "light").mkdir(parents=True)  # what a kill before the first checkpoint leaves
+    finish(start(workspace, ALONE))
+    assert orjson.loads((workspace.spent / "light.json").read_bytes())["resumed"] is False
+
+
 @pytest.mark.long
 def test_the_stage_starts_its_processes_by_itself(workspace: Workspace, small_params: Params) -> None:
     ready(workspace, small_params, epochs=1, processes=2)
