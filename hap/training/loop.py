@@ -332,8 +332,8 @@ def _require_one_step(step_by_rank: list[int], folder: Path) -> None:
     """Processes that begin at different steps would add up gradients of different weights, and nothing would tell."""
     if len(set(step_by_rank)) > 1:
         raise DataError(
-            f"the processes that train together see checkpoints of steps {', '.join(map(str, step_by_rank))} (0: none) in {folder}, each on "
-            "its host; let all hosts share the workspace's disk, or remove that folder on each of them to begin anew"
+            f"the processes that train together see checkpoints of steps {', '.join(map(str, step_by_rank))} (0: none) in {folder}; "
+            "let all hosts share the workspace's disk, or remove that folder on each of them to begin anew"
         )
 
 
