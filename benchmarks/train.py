@@ -54,7 +54,8 @@ def prepare(scratch: Path, args: argparse.Namespace) -> dict[str, int]:
     from hap.workspace import Workspace
 
     base = load_params(project_file("params.yaml"))
-    train = base.train.model_copy(update={"conflict_steps": 0, "device": args.device, "epochs": 1})
+    # fp32 for all: on a GPU hap would take bf16 by itself, begin with another loss than its rivals and not be comparable.
+    train = base.train.model_copy(update={"conflict_steps": 0, "device": args.device, "precision": "fp32", "epochs": 1})
     sizes = {
         name: getattr(base, name).model_copy(update={"size": getattr(args, f"{name}_size") or getattr(base, name).size})
         for name in ("light", "expressive")

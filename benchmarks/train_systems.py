@@ -214,8 +214,8 @@ def fuxictr(name: str, params: Params, scratch: Path, clock: Clock) -> float:
         model = Rival(features, gpu=0 if clock.device == "cuda" else -1, verbose=0, model_root=folder, metrics=["AUC"])
         model.network = Probability(network(name, params, scratch, sparse=False))
         model.compile("adam", "binary_crossentropy", params.train.learning_rate)
-        model.optimizer = Both(model, params)
         model.model_to_device()
+        model.optimizer = Both(model, params)  # on the device: Adagrad makes its sums where the tables lie
         first = kept_first(model, "loss_fn")
         model.fit(Loader(), max_gradient_norm=params.train.clip_norm)
     return first[0]

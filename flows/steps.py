@@ -54,15 +54,15 @@ def window_of(ws: Workspace, params: Params, day: dt.date) -> Window:
 
 
 def require_device(params: Params) -> None:
-    """Ask for the device that params.yaml insists on, before hours go into samples for it.
+    """Ask for the devices that params.yaml needs, before hours go into samples for them.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or not often enough for train.processes.
     """
-    if params.train.device == "cuda":
+    if params.train.device == "cuda" or (params.train.device == "auto" and params.train.processes > 1):
         from hap.training.device import pick_device
 
-        pick_device(params.train.device)
+        pick_device(params.train.device, params.train.processes)
 
 
 def collect(ws: Workspace, params: Params, window: Window) -> None:

@@ -106,7 +106,6 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
     key = trial_key(world, trial, epochs)
     made_by = hashlib.sha256(f"{key} {package_digest()}".encode()).hexdigest()  # other code goes on at no checkpoint of this one
     kept = place.trial(trial, "checkpoints") / made_by[:16]
-    resumed = kept.exists()
     taught_by = teacher(trial)
     if taught_by and find(place, taught_by, trial_key(world, taught_by, epochs)) is None:
         raise UsageError(f"its teacher is missing: {taught_by}; let that train, too")
@@ -128,7 +127,7 @@ def run_trial(place: Place, trial: Trial, epochs: int) -> dict[str, Any]:
         "key": key,
         "epochs": epochs,
         "size": asdict(describe(trial.model, params)),
-        "resumed": resumed,  # then the seconds are those of the last part alone
+        "resumed": trained.resumed,  # then the seconds are those of the last part alone
         "train_cpu_s": train_cpu_s,
         "cpu_s": time.process_time() - cpu,
         "wall_s": time.perf_counter() - wall,

@@ -96,13 +96,13 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
             print("hap:progress " + orjson.dumps(asdict(progress)).decode(), flush=True)
 
     place = Place(checkpoint_folder(ws, name), checkpoint_key(ws, name))
-    begun, resumed = time.perf_counter(), place.folder.exists()
+    begun = time.perf_counter()
     with open_ranks(pick_device(run.params.train.device)) as ranks:
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
         teacher = teacher_folder(ws, run) if name == "light" and run.params.light.distill else None
         files = window_files(ws, run.window)
         trained = train(name, run.params, files, report, ranks=ranks, place=place, warm=warm, teacher=teacher)
-        spent = _spent(ranks, begun, trained.facts["device"]) | {"resumed": resumed}
+        spent = _spent(ranks, begun, trained.facts["device"]) | {"resumed": trained.resumed}
         if ranks.leads:
             facts = trained.facts | {"window": list(run.window), "seed": run.params.seed}
             durable.write_json(ws.models / name / "curves.json", {"steps": trained.curves, "conflict": trained.conflicts})

@@ -4,8 +4,10 @@ One file is one moment: model, optimizers, schedule, place in the data, random s
 """
 
 import io
+import pickle
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,8 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
     A file that cannot be read is passed over for the one before it.
     """
     for path in reversed(_steps(folder)):
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError):
-            continue
-        if state.get("key") == key:
+        state = _read(path)
+        if state is not None and state.get("key") == key:
             torch.set_rng_state(state["torch_rng"])
             return state
     return None
@@ -49,13 +48,25 @@ def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
 
 def checkpoint_keys(folder: Path) -> dict[Path, str | None]:
     """The key of every finished checkpoint; None of one that cannot be read."""
-    found: dict[Path, str | None] = {}
-    for path in _steps(folder):
-        try:
-            found[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("key")
-        except (OSError, RuntimeError, EOFError, ValueError):
-            found[path] = None
-    return found
+    found = {path: _read(path, whole=False) for path in _steps(folder)}
+    return {path: None if state is None else state.get("key") for path, state in found.items()}
+
+
+def _read(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
+    """What a file holds, None of one that is damaged.
+
+    Args:
+        whole: whether every byte is needed, and so held against its checksum: torch would give zeros for a page that the disk lost.
+    """
+    try:
+        if whole:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=not whole)
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, pickle.UnpicklingError):
+        return None
+    return state
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -182,8 +182,7 @@ class Feed:
         """This part's requests in the order of the files, a pool of row groups at a time: every `world`-th row group from `rank` on."""
         units = [unit for unit in range(len(self.units)) if self._share(unit)][rank::world]
         for start in range(0, len(units), self.pooled):
-            pool, belongs = self._load(units[start : start + self.pooled])
-            yield pool.keep(belongs, self.kinds)
+            yield self._kept(units[start : start + self.pooled])
 
     def plan(self, seed: int, epoch: int) -> list[tuple[list[int], int]]:
         """The pools of an epoch: their units, and how many steps each gives. Known from the files' footers alone."""
@@ -206,6 +205,7 @@ class Feed:
             for step in range(start, steps):
                 yield pool.batch(np.concatenate([part[step * len(part) // steps : (step + 1) * len(part) // steps] for part in parts]))
             start = 0
+            del pool  # else it would stay until the next one is whole
 
     def _shuffled(self, units: Sequence[int], seed: int, epoch: int) -> tuple[Pool, list[NDArray[np.int64]]]:
         """The units' requests, and the places of this part's among them: each unit's in an order of its own."""
@@ -214,11 +214,16 @@ class Feed:
         bounds = np.searchsorted(kept, np.cumsum([0, *[self._rows(unit) for unit in units]]))
         parts = [
             kept[first + np.random.default_rng([seed, epoch, unit]).permutation(end - first)]
-            for unit, (first, end) in zip(units, pairwise(bounds.tolist()), strict=False)
+            for unit, (first, end) in zip(units, pairwise(bounds.tolist()), strict=True)
         ]
         if self.kinds != KINDS:
             pool = pool.keep(np.ones(len(pool), bool), self.kinds)
         return pool, parts or [np.zeros(0, np.int64)]
+
+    def _kept(self, units: Sequence[int]) -> Pool:
+        """This part's requests of the units; the whole pool is let go before they are handed on."""
+        pool, belongs = self._load(units)
+        return pool.keep(belongs, self.kinds)
 
     def _read(self, unit: int) -> pa.Table:
         file, group = self.units[unit]

@@ -69,6 +69,7 @@ class Trained:
     curves: list[dict[str, float]] = field(default_factory=list)  # by log interval: step and the mean of each term
     conflicts: list[dict[str, Any]] = field(default_factory=list)  # by conflict interval: see hap.training.conflict
     facts: dict[str, Any] = field(default_factory=dict)
+    resumed: bool = False  # from a checkpoint: what it took was counted since then
 
 
 def train(
@@ -92,7 +93,7 @@ def train(
         teacher: folder of the trained expressive model, where the light one learns from it (light.distill).
 
     Raises:
-        DataError: the window has no positive to learn from, or a loss stopped being finite.
+        DataError: the window has no positive to learn from, a loss stopped being finite, or processes see other checkpoints.
         ConfigError: light.distill without a teacher, or a teacher without it; more processes than a batch has row groups.
     """
     taught = name == "light" and params.light.distill > 0
@@ -124,8 +125,11 @@ def train(
     run.teacher = load_teacher(teacher, params, device) if teacher else None
     trained = Trained(model)
     state = load_checkpoint(place.folder, place.key) if place else None
+    if place:
+        _require_one_step(ranks.by_rank(state["step"] if state else 0, device), place.folder)
     if state:
         run.resume(state, trained)
+        trained.resumed = True
     elif place and ranks.leads:
         drop_checkpoints(place.folder)  # of another training: where it had come further, its files would push ours out
     while run.epoch <= settings.epochs:
@@ -322,6 +326,15 @@ def warm_start(model: nn.Module, weights: Path) -> int:
     fitting = {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
     model.load_state_dict({**new, **fitting})
     return sum(value.numel() for value in fitting.values())
+
+
+def _require_one_step(step_by_rank: list[int], folder: Path) -> None:
+    """Processes that begin at different steps would add up gradients of different weights, and nothing would tell."""
+    if len(set(step_by_rank)) > 1:
+        raise DataError(
+            f"the processes that train together see checkpoints of steps {', '.join(map(str, step_by_rank))} (0: none) in {folder}; "
+            "let all hosts share the workspace's disk, or remove that folder on each of them to begin anew"
+        )
 
 
 def _require_finite(means: dict[str, float], name: str, epoch: int) -> None:

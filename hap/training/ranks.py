@@ -36,6 +36,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def by_rank(self, value: int, device: torch.device) -> list[int]:
+        """The value of every process."""
+        values = torch.zeros(self.world, dtype=torch.int64, device=device)
+        values[self.rank] = value
+        return [int(one) for one in self.sum(values).tolist()]
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
@@ -133,8 +139,9 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, world = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
     ours = dist.PrefixStore(meet(store, rank, world), store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=ours, rank=rank, world_size=world, timeout=PATIENCE)
+    # nccl has to be told which GPU is this process's own: a barrier names none and would guess.
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=ours, rank=rank, world_size=world, timeout=PATIENCE, device_id=own)
     try:
         yield Ranks(rank, world)
     finally:

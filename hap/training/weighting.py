@@ -55,5 +55,5 @@ def curriculum(loss: Loss, kinds: Sequence[str], epoch: int) -> Loss:
     done = min(1.0, (epoch - 1) / loss.curriculum_epochs)
     ordered = [kind for kind in NEGATIVES if kind in kinds]  # hardest first
     easiness = dict(zip(ordered, np.linspace(0, 1, len(ordered)) if len(ordered) > 1 else [1.0], strict=True))
-    weights = {kind: weight * (easiness.get(kind, 1.0) * (1 - done) + done) for kind, weight in loss.kind_weights.items()}
+    weights = {kind: loss.kind_weights.get(kind, 1.0) * (easiness.get(kind, 1.0) * (1 - done) + done) for kind in NEGATIVES}  # type: ignore[call-overload]
     return loss.model_copy(update={"kind_weights": weights})

@@ -64,13 +64,27 @@ def test_a_day_begins_from_what_served_and_was_judged_before_it(
 
 
 @pytest.mark.parametrize("begin", [retrain_day, lambda ws, day: train_models(ws, day, MODELS)], ids=["retrain", "train"])
+@pytest.mark.parametrize(
+    ("settings", "gpus", "said"),
+    [
+        ({"device": "cuda"}, 0, r"train\.device is cuda and no CUDA device is visible; set it to auto or cpu"),
+        ({"device": "auto", "processes": 2}, 1, r"2 processes .* 1 CUDA device is visible.*; set train\.processes to 1"),
+    ],
+    ids=["no GPU", "one GPU for two processes"],
+)
 def test_a_device_that_is_not_there_is_told_before_anything_is_collected(
-    logged_workspace: Workspace, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Workspace, dt.date], object]
+    logged_workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[Workspace, dt.date], object],
+    settings: dict[str, object],
+    gpus: int,
+    said: str,
 ) -> None:
     params = logged_workspace.params()
-    wanted = params.model_copy(update={"train": params.train.model_copy(update={"device": "cuda", "days": 1})})
+    wanted = params.model_copy(update={"train": params.train.model_copy(update={**settings, "days": 1})})
     monkeypatch.setattr(Workspace, "params", lambda _: wanted)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(steps, "collect", lambda *_: pytest.fail("it collected"))
-    with pytest.raises(DataError, match=r"train\.device is cuda and no CUDA device is visible; set it to auto or cpu"):
+    with pytest.raises(DataError, match=said):
         begin(logged_workspace, FIRST_DAY + dt.timedelta(days=1))

@@ -1,5 +1,6 @@
 """The feed gives every request once, unchanged, in an order that depends on (seed, epoch) alone."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from hap.params import KINDS, Params
-from hap.training.feed import Feed, read_pool
+from hap.training import feed as feeding
+from hap.training.feed import Feed, Pool, read_pool
 
 
 def rows(files: list[Path]) -> dict[int, dict]:
@@ -145,3 +147,24 @@ def test_a_process_without_row_groups_gets_empty_batches(sample_files: list[Path
     batches = list(feed.batches(7, 1, rank=1, world=2))
     assert len(batches) == feed.steps(7, 1)
     assert all(batch.requests == 0 and len(batch.kind) == 0 for batch in batches)
+
+
+@pytest.mark.parametrize("kinds", [KINDS, ("EP", "EN", "RN")])
+def test_a_pool_is_let_go_before_the_next_one_is_read(
+    kinds: tuple[str, ...], many_groups: list[Path], default_params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pools are what grows with the requests of a row group: two at a time would be twice the memory."""
+    read: list[weakref.ref[Pool]] = []
+
+    def watched(*words: object) -> Pool:
+        assert not [one for one in read if one() is not None]
+        read.append(weakref.ref(pool := read_pool(*words)))  # type: ignore[arg-type]
+        return pool
+
+    monkeypatch.setattr(feeding, "read_pool", watched)
+    feed = Feed(many_groups, small_batches(default_params), heldout=False, kinds=kinds)
+    for walk in (feed.batches(7, 1), feed.pools()):
+        read.clear()
+        for _ in walk:
+            pass
+        assert len(read) == 2

@@ -248,5 +248,18 @@ def test_checkpoints_that_another_training_left_do_not_push_out_ones_own(
         save_checkpoint(tmp_path, "other samples", step, {}, keep=2)
     changes = {"batch_requests": 16, "checkpoint_steps": 2, "keep_checkpoints": 2}
     params = small_params.model_copy(update={"train": small_params.train.model_copy(update=changes)})
-    train("light", params, sample_files, lambda progress: None, place=Place(tmp_path, "these samples"))
+    trained = train("light", params, sample_files, lambda progress: None, place=Place(tmp_path, "these samples"))
     assert set(checkpoint_keys(tmp_path).values()) == {"these samples"}
+    assert not trained.resumed, "it began anew, whatever lay there"
+    assert train("light", params, sample_files, lambda progress: None, place=Place(tmp_path, "these samples")).resumed
+
+
+def test_processes_that_see_other_checkpoints_refuse_to_train_together(
+    small_params: Params, sample_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hosts with a disk each: the second has no checkpoint and would begin at the first step, the first goes on at its own."""
+    train("light", small_params, sample_files, lambda progress: None, place=Place(tmp_path, "samples"))
+    monkeypatch.setattr(Ranks, "sum", lambda _, values: values)  # the other one adds nothing
+    with pytest.raises(DataError, match=r"see checkpoints of steps \d+, 0 \(0: none\) in .*; let all hosts share") as refusal:
+        train("light", small_params, sample_files, lambda progress: None, ranks=Ranks(0, 2), place=Place(tmp_path, "samples"))
+    assert "\n" not in str(refusal.value)

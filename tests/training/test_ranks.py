@@ -21,7 +21,8 @@ from hap.errors import DataError
 from hap.params import Params
 from hap.samples import partitions
 from hap.samples.collect import collect_day
-from hap.training.ranks import meet
+from hap.training import ranks
+from hap.training.ranks import meet, open_ranks
 from hap.training.run import write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
@@ -168,6 +169,20 @@ def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None
         assert come(0) == follows.result()
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", ("nccl", torch.device("cuda:1"))), ("cpu", ("gloo", None))])
+def test_nccl_is_told_which_gpu_is_this_processs_own(device: str, expected: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, object] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(ranks, "meet", lambda *_: "start")
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: told.update(more, backend=backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with open_ranks(torch.device(device)) as joined:
+        assert (joined.rank, joined.world) == (1, 2)
+    assert (told["backend"], told["device_id"]) == expected
+
+
 @pytest.mark.parametrize("steps", [(28,), pytest.param((8, 28, 60), marks=pytest.mark.long)])
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(workspace: Workspace, steps: tuple[int, ...]) -> None:
     finish(start(workspace, ALONE))
@@ -197,6 +212,14 @@ def test_checkpoints_of_other_parameters_are_not_taken_up(workspace: Workspace, 
     shutil.rmtree(workspace.state, ignore_errors=True)
     finish(start(workspace, ALONE))
     assert same(outcome(workspace), changed)
+
+
+def test_only_a_training_that_went_on_at_a_checkpoint_says_so(workspace: Workspace, small_params: Params) -> None:
+    """Its CPU seconds are those since then, and the version's page marks them."""
+    ready(workspace, small_params, epochs=1)
+    (workspace.state / "checkpoints" / "light").mkdir(parents=True)  # what a kill before the first checkpoint leaves
+    finish(start(workspace, ALONE))
+    assert orjson.loads((workspace.spent / "light.json").read_bytes())["resumed"] is False
 
 
 @pytest.mark.long

@@ -74,6 +74,11 @@ def test_the_curriculum_goes_from_easy_to_all_in_equal_steps() -> None:
     assert seen[3] == seen[4] == loss.kind_weights
 
 
+def test_a_kind_whose_weight_is_not_named_takes_part_in_the_curriculum() -> None:
+    loss = Loss(weighting="curriculum", curriculum_epochs=3, kind_weights={"GN": 2.0})
+    assert curriculum(loss, NEGATIVES, 1).kind_weights == pytest.approx({"EN": 0.0, "RN": 1 / 3, "PRN": 2 / 3, "GN": 2.0})
+
+
 @pytest.mark.parametrize(("kinds", "first"), [(("EN", "RN"), {"EN": 0.0, "RN": 1.0}), (("EN",), {"EN": 1.0})])
 def test_the_easiest_of_the_kinds_trained_on_counts_whole_from_the_start(kinds: tuple[str, ...], first: dict[str, float]) -> None:
     weights = curriculum(Loss(weighting="curriculum"), kinds, 1).kind_weights
