@@ -1,10 +1,8 @@
 """The steps of a retrain as plain functions: each is idempotent by itself and knows nothing of Prefect."""
 
 import datetime as dt
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.drift import look_at_day
@@ -95,9 +93,9 @@ def warm_start(ws: Workspace, params: Params, day: dt.date) -> dict[str, str] | 
         return None
     revision = versions.get_whole(ws, params, earlier[-1]).workspace_rev
     kept = {}
-    with tempfile.TemporaryDirectory(dir=ws.state) as folder:
+    with durable.scratch_directory(ws.state, "warm-start") as folder:
         for name in MODELS:
-            out = Path(folder) / name
+            out = folder / name
             dvc(ws, "get", "--quiet", "--rev", str(revision), "--out", str(out), str(ws.root), f"models/{name}", name="warm start")
             kept[name] = keep_warm_weights(ws, out / "model.pt")
     current().say(f"  begins from the weights of v{earlier[-1]}")

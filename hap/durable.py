@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def restore_directory(path: Path) -> None:
     outgoing = path.with_name(f".{path.name}.old")
     if outgoing.exists() and not path.exists():
         os.replace(outgoing, path)
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder below `parent` that is gone after the block; what killed processes left of theirs is removed first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{glob.escape(name)}-*-*"):
+        owner = left.name.removeprefix(f"{name}-").partition("-")[0]
+        if owner.isdigit() and not is_running(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{name}-{os.getpid()}-") as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Writes are whole or absent, wherever they are cut."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,16 @@ def test_what_a_kill_left_is_mended_by_the_next_write(tmp_path: Path, moved_asid
         (building / "two").write_text("2")
     assert [entry.name for entry in target.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_scratch_is_gone_after_the_block_and_so_is_that_of_the_killed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    killed, living, other = tmp_path / f"looks-{ended.pid}-x", tmp_path / f"looks-{os.getpid()}-x", tmp_path / "looks"
+    for folder in (killed, living, other):
+        folder.mkdir()
+        (folder / "requests.parquet").write_bytes(b"1")
+    with durable.scratch_directory(tmp_path, "looks") as scratch:
+        assert scratch.parent == tmp_path and not list(scratch.iterdir())
+        (scratch / "a").write_text("1")
+    assert sorted(tmp_path.iterdir()) == sorted([living, other])

@@ -10,7 +10,6 @@ Scores are kept in the workspace by what they were made of: two watchers look at
 import datetime as dt
 import hashlib
 import io
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,9 +93,8 @@ def scored(subject: Subject, bundle: Bundle, of: Days, *, whole: bool) -> Scored
     kept = scored_folder(ws, subject.champion) / f"{name}.npz"
     if (found := _kept(kept, whole)) is not None:
         return found
-    ws.state.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ws.state, prefix="looks-") as scratch:
-        path = Path(scratch) / "requests.parquet"
+    with durable.scratch_directory(ws.state, "looks") as scratch:
+        path = scratch / "requests.parquet"
         chosen = _drawn(ws, params, of, int(bundle.info.get("seed", params.seed)))
         if whole:
             write_requests(ws, params, chosen, path)

@@ -1,7 +1,6 @@
 """The day's served requests beside its logs, and their scores beside those of the bundles that gave them."""
 
 import datetime as dt
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from flows.bundles import bundle_of
 from flows.looks.subject import Subject
 from flows.talk import current
+from hap import durable
 from hap.days import start_of
 from hap.errors import HapError
 from hap.logs import contract
@@ -40,9 +40,8 @@ def look(subject: Subject) -> Look:
             return unwatched(str(day), f"no served request of {day} lies below {folder}")
         if not contract.has_day(ws.logs(params), "requests", day):
             return unwatched(str(day), f"the served requests of {day} have no logs beside them: {ws.logs(params)} lacks the day")
-        ws.state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=ws.state, prefix="looks-") as scratch:  # of its own: another look may be under way
-            return look_at_served(str(day), _compare(subject, folder, keys, Path(scratch)), params.features, params.skew)
+        with durable.scratch_directory(ws.state, "looks") as scratch:  # of its own: another look may be under way
+            return look_at_served(str(day), _compare(subject, folder, keys, scratch), params.features, params.skew)
     except HapError as error:
         return unwatched(str(day), f"what was served on {day} cannot be compared: {error}")
 
