@@ -10,7 +10,8 @@ block of requests, in an order of its own; medians over blocks are reported.
 
     ensemble            light -> hard_select -> expressive, three steps in the server
     expressive on all   the one-step ensemble `hap_all`
-    in process          the same graphs by ONNX Runtime in this process, no server: what the server adds is the difference
+    in process          the same graphs by ONNX Runtime in this process, no server: what the server adds is the difference, which is
+                        taken at models of the smallest size, too: of published ones it is a small part, and two processes differ by as much
     one step            `hard_select` alone, a graph that costs nothing: what any step and any call cost
 
 Server CPU is user and system time of tritonserver and its stubs; wall time is a caller's. Throughput is what callers in flight at once
@@ -28,8 +29,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from hap.workspace import Workspace
 CASES = ((1000, 200), (1830, 550))
 TARGETS = {1000: {"cpu": 0.30, "p50": 0.30, "throughput": 3.3}, 1830: {"cpu": 0.37, "p50": 0.37, "throughput": 3.0}}
 EXTRA_MS, SMALL_RATIO = 2.5, 1.05  # CPU that the server may add to the graphs; N <= K over expressive alone
+SMALLEST = 8  # size of both models that compute next to nothing
 SMALL = 400  # candidates of a request of which all are routed
 CONCURRENCY = (1, 2, 4)
 MODELS = {"ensemble": "hap", "expressive on all": "hap_all"}
@@ -290,47 +292,73 @@ def measure_floor(url: str, server: Server, args: argparse.Namespace) -> dict[st
         return interleaved(ways, [None] * args.block, args.rounds, seed=0)  # type: ignore[list-item]
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Export, serve, measure, stop."""
-    params = full_params(args.light_size, args.expressive_size)
+@contextmanager
+def serving(params: Params) -> Iterator[tuple[HapClient, Server, Bundle]]:
+    """A server of freshly exported models while the block runs."""
     with tempfile.TemporaryDirectory(prefix="hap-serve-") as scratch:
         ws = Workspace(Path(scratch) / "ws")
         ws.state.mkdir(parents=True)
-        say("exporting")
+        say(f"exporting light {params.light.size} and expressive {params.expressive.size}, starting the server")
         bundle = make_bundle(params, Path(scratch) / "bundle")
         repository.render(bundle, 1, ws.triton)
         repository.pin(ws.triton, 1, [1])
-        say("starting the server")
         state = runtime.start(ws, params, detach=True, tied=True)
         assert state is not None  # a detached start returns the state
         try:
-            session, server = BundleSession(bundle), Server(state)
             with HapClient(state.grpc_url, deadline_s=30) as client:
-                floor = measure_floor(client.url, server, args)
-                cases = []
-                for candidates, k in CASES:
-                    say(f"{candidates} candidates, {k} routed")
-                    cases.append(measure_case(client, server, session, params, candidates, k, args))
-                say(f"{SMALL} candidates, all routed")
-                small = measure_small(client, server, params, CASES[1][1], args)
-            memory = server.rss_mb()
+                yield client, Server(state), bundle
         finally:
             runtime.stop(ws)
-        return {
-            "dense_parameters": bundle.cost()["dense_parameters"],
-            "cases": cases,
-            "small": small,
-            "floor": floor,
-            "server_rss_mb": memory,
-            "targets": judge(cases, small),
-            "machine": {
-                "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(), "load": os.getloadavg()[0],
-                "onnxruntime": version("onnxruntime"), "tritonclient": version("tritonclient"),
-            },
-        }  # fmt: skip
 
 
-def judge(cases: list[dict[str, Any]], small: dict[str, Any]) -> list[dict[str, Any]]:
+def measure_added(args: argparse.Namespace) -> dict[str, float]:
+    """CPU milliseconds a request that the server adds to graphs of the smallest size, by candidates; tensors and steps are the same."""
+    params = full_params(SMALLEST, SMALLEST)
+    found = {}
+    with serving(params) as (client, server, bundle):
+        session = BundleSession(bundle)
+        for candidates, k in CASES:
+            requests = [made_up_request(params, candidates, seed) for seed in range(5 * args.block)]  # a clock tick is 10 ms
+            ways: dict[str, Way] = {
+                "ensemble": (lambda request, k=k: client.score(request, k=k, model="hap"), server.cpu_s),  # type: ignore[misc]
+                "in process": (lambda request, k=k: session.score(request, k), time.process_time),  # type: ignore[misc]
+            }
+            seen = interleaved(ways, requests, args.rounds, seed=candidates)
+            found[str(candidates)] = seen["ensemble"]["cpu_ms"] - seen["in process"]["cpu_ms"]
+    return found
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Export, serve, measure, stop."""
+    params = full_params(args.light_size, args.expressive_size)
+    with serving(params) as (client, server, bundle):
+        session = BundleSession(bundle)
+        floor = measure_floor(client.url, server, args)
+        cases = []
+        for candidates, k in CASES:
+            say(f"{candidates} candidates, {k} routed")
+            cases.append(measure_case(client, server, session, params, candidates, k, args))
+        say(f"{SMALL} candidates, all routed")
+        small = measure_small(client, server, params, CASES[1][1], args)
+        memory = server.rss_mb()
+        cost = bundle.cost()
+    added = measure_added(args)
+    return {
+        "dense_parameters": cost["dense_parameters"],
+        "cases": cases,
+        "small": small,
+        "floor": floor,
+        "server_adds_cpu_ms": added,
+        "server_rss_mb": memory,
+        "targets": judge(cases, small, added),
+        "machine": {
+            "cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(), "load": os.getloadavg()[0],
+            "onnxruntime": version("onnxruntime"), "tritonclient": version("tritonclient"),
+        },
+    }  # fmt: skip
+
+
+def judge(cases: list[dict[str, Any]], small: dict[str, Any], added: dict[str, float]) -> list[dict[str, Any]]:
     """Each target with what was measured."""
     rows = []
     for case in cases:
@@ -338,7 +366,7 @@ def judge(cases: list[dict[str, Any]], small: dict[str, Any]) -> list[dict[str, 
         rows += [_row(f"{size}: {name} over expressive on all", case["ratios"][name], "at most", wanted[name]) for name in ("cpu", "p50")]
         best = max(case["ratios"]["throughput"].values())
         rows.append(_row(f"{size}: throughput over expressive on all", best, "at least", wanted["throughput"]))
-        rows.append(_row(f"{size}: CPU ms that the server adds", case["server_adds_cpu_ms"], "at most", EXTRA_MS))
+        rows.append(_row(f"{size}: CPU ms added to the smallest graphs", added[str(case["candidates"])], "at most", EXTRA_MS))
     rows.append(_row("N <= K: CPU over expressive alone", small["ratio"]["cpu_ms"], "at most", SMALL_RATIO))
     return rows
 

@@ -26,6 +26,7 @@ def test_serve_reports_every_way_of_every_size_and_equal_scores_where_all_are_ro
         assert case["steps_ms"].keys() == {"hap", "light", "hard_select", "expressive"}
         assert all(rate > 0 for rates in case["throughput"].values() for rate in rates.values())
     assert found["small"]["equal_scores"] is True and len(found["targets"]) == 9
+    assert found["server_adds_cpu_ms"].keys() == {"1000", "1830"}
 
 
 def test_switch_moves_under_load_without_a_failed_or_mixed_answer():
