@@ -183,10 +183,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def text(found: dict[str, Any]) -> str:
     """The figures as a person reads them."""
+    slowest = ", ".join(f"{one:.1f}" for one in found["slowest_switches_ms"])
     lines = [
         f"{found['switches']} moves, {found['requests']:,} requests, {found['failed']} failed, {found['mixed']} mixed",
         f"answers over gRPC by version: {found['by_version']}, the longest took {found['longest_ms']:.0f} ms",
-        f"switch: median {found['median_switch_ms']:.1f} ms, the slowest {', '.join(f'{one:.1f}' for one in found['slowest_switches_ms'])} ms",
+        f"switch: median {found['median_switch_ms']:.1f} ms, the slowest {slowest} ms",
         f"a whole move, with ledger, rehearsal and golden requests: {found['median_whole_ms']:.0f} ms",
     ]
     if "http" in found:
