@@ -2,6 +2,7 @@
 
     python -m benchmarks.switch --json                100 moves
     python -m benchmarks.switch --quick --json        10 moves
+    python -m benchmarks.switch --rate 0 --json       as fast as answers come: the machine has no moment left
     python -m benchmarks.switch --soak 300 --json     and then five minutes of full load without a move: does memory stay flat?
 
 Two versions with other weights, registered and served by the embedded server on loopback. They take turns by `promote` and `rollback` as
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,15 +78,16 @@ def http_body(request: RequestTensors) -> tuple[bytes, bytes]:
 class Callers:
     """The processes that ask."""
 
-    def __init__(self, state: runtime.ServerState, expected: Path, request: RequestTensors, callers: int) -> None:
-        words = [sys.executable, "-m", "benchmarks.switch_client", state.grpc_url, str(expected), str(callers)]
+    def __init__(self, state: runtime.ServerState, expected: Path, request: RequestTensors, callers: int, rate: float) -> None:
+        words = [sys.executable, "-m", "benchmarks.switch_client", state.grpc_url, str(expected), str(callers), str(rate)]
         self.grpc = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.http = self._hey(state, expected.with_name("body.bin"), request) if shutil.which("hey") else None
+        self.http = self._hey(state, expected.with_name("body.bin"), request, rate) if shutil.which("hey") else None
 
-    def _hey(self, state: runtime.ServerState, body: Path, request: RequestTensors) -> "subprocess.Popen[str]":
+    def _hey(self, state: runtime.ServerState, body: Path, request: RequestTensors, rate: float) -> "subprocess.Popen[str]":
         header, content = http_body(request)
         body.write_bytes(header + content)
         words = ["hey", "-z", "24h", "-c", "1", "-m", "POST", "-T", "application/octet-stream", "-t", "10"]
+        words += ["-q", f"{rate:g}"] if rate else []
         words += ["-H", f"Inference-Header-Content-Length: {len(header)}", "-D", str(body)]
         url = f"http://{state.host}:{state.http_port}/v2/models/hap/infer"
         return subprocess.Popen([*words, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -118,6 +122,22 @@ def moves(ws: Workspace, params: Params, client: HapClient, many: int) -> list[d
     return found
 
 
+@contextmanager
+def asked_by(state: runtime.ServerState, expected: Path, request: RequestTensors, callers: int, rate: float) -> Iterator[dict[str, Any]]:
+    """Callers ask while the block runs; what they saw stands in the yielded dictionary after it."""
+    asking, seen = Callers(state, expected, request, callers, rate), dict[str, Any]()
+    try:
+        time.sleep(2.0)  # the callers are up
+        yield seen
+    finally:
+        seen.update(asking.end())
+
+
+def total(seen: dict[str, Any], name: str) -> int:
+    """A count over both kinds of callers; hey does not check answers."""
+    return int(seen.get(name, 0)) + int(seen.get("http", {}).get(name, 0))
+
+
 def soak(server: Server, seconds: float) -> dict[str, float]:
     """Memory of the server under load that goes on."""
     time.sleep(min(WARM_S, seconds / 4))
@@ -141,36 +161,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say("starting the server")
         state = runtime.start(ws, params, detach=True, tied=True)
         assert state is not None  # a detached start returns the state
+        full: dict[str, Any] = {}
         try:
             with HapClient(state.grpc_url, deadline_s=30) as client:
                 now = dt.datetime.now(dt.UTC)
                 promotion.promote(ws, params, 1, server=client, actor="benchmark", now=now, reason="first", force=True)
-                server, callers = Server(state), Callers(state, expected, request, args.callers)
-                try:
-                    time.sleep(2.0)  # the callers are up
+                with asked_by(state, expected, request, args.callers, args.rate) as seen:
                     made = moves(ws, params, client, args.moves)
-                    memory = soak(server, args.soak) if args.soak else None
-                finally:
-                    seen = callers.end()
+                memory = None
+                if args.soak:
+                    with asked_by(state, expected, request, args.callers, 0.0) as full:
+                        memory = soak(Server(state), args.soak)
             rows = open_ledger(ws, params).verify()
         finally:
             runtime.stop(ws)
-    switches, http = [one["switch_ms"] for one in made], seen.get("http", {"requests": 0, "failed": 0})
-    requests, failed = seen["requests"] + http["requests"], seen["failed"] + http["failed"]
+    switches = [one["switch_ms"] for one in made]
+    requests, failed, mixed = (total(seen, name) + total(full, name) for name in ("requests", "failed", "mixed"))
     return {
         "switches": len(made),
+        "rate": args.rate,
         **seen,
         "requests": requests,
         "failed": failed,
+        "mixed": mixed,
+        "wrong": [*seen["wrong"], *full.get("wrong", [])],
         "max_switch_ms": max(switches),
         "median_switch_ms": statistics.median(switches),
         "slowest_switches_ms": sorted(switches)[-5:],
         "median_whole_ms": statistics.median(one["whole_ms"] for one in made),
         "ledger_rows": rows,
-        "soak": memory,
+        "soak": memory and {**memory, "requests": total(full, "requests")},
         "targets": {
             "no request failed": failed == 0,
-            "no answer was mixed": seen["mixed"] == 0,
+            "no answer was mixed": mixed == 0,
             f"every switch under {LIMIT_MS:g} ms": max(switches) < LIMIT_MS,
             **({"memory flat": memory["rss_mb_after"] <= FLAT * memory["rss_mb_before"]} if memory else {}),
         },
@@ -193,7 +216,11 @@ def text(found: dict[str, Any]) -> str:
     if "http" in found:
         lines.append(f"of these hey over HTTP: {found['http']}")
     if found["soak"]:
-        lines.append("memory: {rss_mb_before:.0f} MB, after {seconds:.0f} s of load {rss_mb_after:.0f} MB".format(**found["soak"]))
+        lines.append(
+            "memory: {rss_mb_before:.0f} MB, after {seconds:.0f} s of full load ({requests:,} requests) {rss_mb_after:.0f} MB".format(
+                **found["soak"]
+            )
+        )
     lines += [f"{'met   ' if met else 'MISSED'} {name}" for name, met in found["targets"].items()]
     return "\n".join([*lines, *found["wrong"]])
 
@@ -203,6 +230,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=100)
     parser.add_argument("--callers", type=int, default=2, help="requests in flight over gRPC")
+    parser.add_argument("--rate", type=float, default=15.0, help="requests a second of each of them, and of hey; 0: without a pause")
     parser.add_argument("--light-size", type=int, default=64)
     parser.add_argument("--expressive-size", type=int, default=96)
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of load without a move, for memory")

@@ -1,12 +1,14 @@
-"""A caller of benchmarks/switch.py, in a process of its own: asks without a pause by the asyncio client and checks every answer.
+"""A caller of benchmarks/switch.py, in a process of its own: asks by the asyncio client and checks every answer.
 
-    python -m benchmarks.switch_client HOST:PORT EXPECTED.npz CALLERS
+    python -m benchmarks.switch_client HOST:PORT EXPECTED.npz CALLERS RATE
 
-EXPECTED.npz holds the tensors of one request and what each version answers to it (score-1, score-2). Ends when its stdin is closed, and
-prints what it saw as JSON: requests, answers by version, failures, and answers that are not wholly those of the version they name.
+EXPECTED.npz holds the tensors of one request and what each version answers to it (score-1, score-2). Each caller begins RATE requests a
+second, or one after another without a pause where RATE is 0. Ends when its stdin is closed, and prints what it saw as JSON: requests,
+answers by version, failures, and answers that are not wholly those of the version they name.
 """
 
 import asyncio
+import itertools
 import sys
 import time
 from typing import Any
@@ -21,7 +23,7 @@ DEADLINE_S = 10.0
 SHOWN = 5  # of what went wrong
 
 
-async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], callers: int) -> dict[str, Any]:
+async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], callers: int, rate: float) -> dict[str, Any]:
     """Ask until stdin is closed."""
     seen: dict[str, Any] = {"requests": 0, "failed": 0, "mixed": 0, "by_version": {}, "wrong": [], "longest_ms": 0.0}
     over = asyncio.Event()
@@ -29,8 +31,12 @@ async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], call
     loop.run_in_executor(None, lambda: (sys.stdin.read(), loop.call_soon_threadsafe(over.set)))
     async with aio.InferenceServerClient(url) as client:
 
-        async def caller() -> None:
-            while not over.is_set():
+        async def caller(first: float) -> None:
+            for place in itertools.count():
+                if rate:
+                    await asyncio.sleep(first + place / rate - time.perf_counter())
+                if over.is_set():
+                    return
                 begun = time.perf_counter()
                 seen["requests"] += 1
                 try:
@@ -47,7 +53,7 @@ async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], call
                     seen["mixed"] += 1
                     seen["wrong"] = [*seen["wrong"], f"an answer of v{version} does not hold its scores"][:SHOWN]
 
-        await asyncio.gather(*(caller() for _ in range(callers)))
+        await asyncio.gather(*(caller(time.perf_counter() + (place / callers / rate if rate else 0)) for place in range(callers)))
     return seen
 
 
@@ -56,11 +62,11 @@ def main(words: list[str]) -> int:
     from benchmarks.serve import inputs_of
     from hap.serving.request import TENSORS, RequestTensors
 
-    url, file, callers = words
+    url, file, callers, rate = words
     with np.load(file) as stored:
         request = RequestTensors(**{name: stored[name] for name in TENSORS})
         expected = {int(name.removeprefix("score-")): stored[name] for name in stored if name.startswith("score-")}
-    print(orjson.dumps(asyncio.run(ask(url, inputs_of(request, None), expected, int(callers)))).decode())
+    print(orjson.dumps(asyncio.run(ask(url, inputs_of(request, None), expected, int(callers), float(rate)))).decode())
     return 0
 
 
