@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/simulator.py --requests 8000 --days 3 --epochs 12 --seeds 1
 
 For each named setting and seed: days are simulated and collected as in any workspace, light and expressive are trained on all but
-the last, and GAUC by kind is measured on the last. `oracle` ranks by the true click logit, `coarse` by the part of it that
-retrieval and pre-ranking know. AUCs depend on seeds and sizes, not on the hardware; times do.
+the last, and GAUC by kind is measured on the last. `published light` is the light model without interests. `oracle` ranks by the
+true click logit, `coarse` by the part of it that retrieval and pre-ranking know. AUCs depend on seeds and sizes, not on the
+hardware; times do.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from hap.workspace import Workspace
 FIRST = dt.date(2026, 1, 1)
 Auc = dict[str, float]
 BLIND = "no attention"
+PUBLISHED = "published light"
 TRUTH = {"coarse": coarse_logit, "oracle": click_logit}
 
 
@@ -110,13 +112,15 @@ def run(setting: str, requests: int, days: int, epochs: int, seed: int, params: 
         window, judging = partitions.parquet_files(ws, calendar[:-1]), partitions.parquet_files(ws, calendar[-1:])
         found: dict[str, Auc] = {}
         cpu_s: dict[str, float] = {}
-        for name in (*MODELS, *([BLIND] if ablation else [])):
+        for name in (PUBLISHED, *MODELS, *([BLIND] if ablation else [])):
             begun = time.process_time()
+            light = params.light.model_copy(update={"interests": 0}) if name == PUBLISHED else params.light
+            own = params.model_copy(update={"light": light})
             with _without_attention() if name == BLIND else contextlib.nullcontext():
-                trained = train("expressive" if name == BLIND else name, params, window, report)
+                trained = train({PUBLISHED: "light", BLIND: "expressive"}.get(name, name), own, window, report)
                 cpu_s[name] = time.process_time() - begun
                 pools = [pool for heldout in (True, False) for pool in Feed(judging, params, heldout=heldout).pools()]
-                scores, kinds, counts = score_pools(trained.model, pools, params, torch.device("cpu"))
+                scores, kinds, counts = score_pools(trained.model, pools, own, torch.device("cpu"))
             found[name] = _gauc(scores, kinds, counts)
         found |= _truth(judging[0], settings, requests, days, seed)
     return {"setting": setting, "requests": requests, "days": days, "epochs": epochs, "seed": seed, "gauc": found, "train_cpu_s": cpu_s}
