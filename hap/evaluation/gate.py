@@ -26,6 +26,7 @@ from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import NEGATIVES, Gate
 
+COUNTLESS = 10**9  # requests that no one waits for: a value lies on its limit then, give or take rounding
 TAIL_DRAWS = 5  # draws expected beyond the strictest level of Holm: with fewer, no p-value could reach it
 
 
@@ -87,7 +88,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         requests=evidence.requests,
         positives=evidence.positives,
         manifests=dict(evidence.manifests),
-        needs_requests=_needed(evidence, rules, judged) if verdict == "undecided" else None,
+        needs_requests=_needed(evidence, rules, judged, once) if verdict == "undecided" else None,
         alpha=rules.alpha,
         margin=rules.margin,
         draws=questions.draws,
@@ -248,12 +249,12 @@ def _budgets(evidence: Evidence, rules: Gate) -> tuple[list[Rule], list[Finding]
     return judged, found
 
 
-def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | None:
-    """Requests that would decide if every value stayed as it is and intervals shrank with the square root.
+def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged], once: Sequence[Rule]) -> int | None:
+    """Requests that would decide if every value stayed as it is and intervals shrank with the square root; None: no number would.
 
     With a value below its limit, the quickest refusal; else the slowest pass.
     """
-    if any(finding.outcome == "undecided" for finding in evidence.findings) or not evidence.clicked_requests:
+    if any(one.outcome == "undecided" for one in (*evidence.findings, *once)) or not evidence.clicked_requests:
         return None  # more of the same would not help
     passes, refusals, least = [], [], 1.0
     for result, rule in judged:
@@ -269,8 +270,8 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | 
             refusals.append(((result.upper(rules.alpha / len(judged)) - result.point) / gap) ** 2)
         else:
             return None
-    factor = max(least, min(refusals) if refusals else max(passes, default=1.0))
-    return math.ceil(evidence.requests * factor)
+    needed = evidence.requests * max(least, min(refusals) if refusals else max(passes, default=1.0))
+    return math.ceil(needed) if needed < COUNTLESS else None
 
 
 def _table(measured: Mapping[Quantity, RequestAuc]) -> dict[str, dict[str, float | None]]:

@@ -196,6 +196,28 @@ def test_the_stated_number_of_requests_decides():
     assert verdict_on(2 * small.needs_requests).verdict == "refuse"
 
 
+def test_a_value_that_lies_on_its_limit_give_or_take_rounding_needs_no_number_of_requests():
+    """By the square of that gap it would be more than JSON has numbers for, and no verdict could be written."""
+
+    def judged(margin):
+        lost, none = (RequestAuc(values, np.ones(1200)) for values in (np.tile([-0.11, 0.09], 600), np.zeros(1200)))
+        rules = RULES.model_copy(update={"recall": RULES.recall.model_copy(update={"margin": margin})})
+        verdict = decide(evidence(figures={"recall": (lost, none)}), rules)
+        return verdict, next(rule for rule in verdict.rules if rule.name == "cascade.recall.regression")
+
+    value = judged(0.03)[1].value
+    verdict, rule = judged(-float(np.nextafter(value, 0)))
+    assert verdict.verdict == "undecided" and 0 < rule.bound - value < 1e-15
+    assert verdict.needs_requests is None
+    orjson.dumps(verdict.to_json())
+
+
+def test_what_was_not_measured_is_not_measured_by_more_requests():
+    for unmeasured in ({"budgets": {"operations": 0.4}}, {"parity_max_abs_diff": None}):
+        verdict = decide(evidence(**unmeasured), RULES)
+        assert verdict.verdict == "undecided" and verdict.needs_requests is None and "would decide" not in verdict_text(verdict)
+
+
 def test_the_first_version_is_judged_by_floors_only_and_says_so():
     verdict = decide(first(), RULES)
     assert verdict.verdict == "pass" and verdict.champion_gauc is None
