@@ -263,6 +263,9 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged], once: Seq
         least = max(least, rules.min_requests / result.requests, rules.min_positives / result.weight)
         if rule.outcome == "pass":
             continue
+        if rule.name.split(".")[1] == RECALL and evidence.whole_is_capped:
+            passes.append(math.inf)  # another rule may refuse all the same
+            continue
         gap = result.point - rule.bound
         if gap > 0:
             passes.append(((result.point - result.lower(rules.alpha)) / gap) ** 2)
