@@ -124,7 +124,7 @@ def ask(evidence: Evidence, rules: Gate) -> Questions:
 
 
 def judge(evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence[Resampled]) -> Judgement:
-    """Every rule's outcome and what they come to.
+    """Every rule's outcome and what they come to. That parity or a budget was not measured is told where no broader finding says why.
 
     Args:
         drawn: [M] what was resampled of the questions' columns.
@@ -132,8 +132,8 @@ def judge(evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence
     judged = _holm([_bounded(question, rules, questions, drawn) for question in questions.asked], rules.alpha)
     parity, parity_findings = _parity(evidence.parity_max_abs_diff, rules.max_parity)
     budgets, budget_findings = _budgets(evidence, rules)
-    said = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules)]
-    findings = [*said, *parity_findings, *budget_findings]
+    once = [finding for finding in (*parity_findings, *budget_findings) if finding.outcome == "refuse" or not evidence.findings]
+    findings = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules), *once]
     outcomes = {finding.outcome for finding in findings} | {rule.outcome for _, rule in judged}
     outcome: Outcome = "refuse" if "refuse" in outcomes else "undecided" if "undecided" in outcomes else "pass"
     return Judgement(outcome, judged, (*parity, *budgets), findings)
@@ -254,7 +254,8 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged], once: Seq
 
     With a value below its limit, the quickest refusal; else the slowest pass.
     """
-    if any(one.outcome == "undecided" for one in (*evidence.findings, *once)) or not evidence.clicked_requests:
+    unknown = "undecided" in {finding.outcome for finding in evidence.findings} | {rule.outcome for rule in once}
+    if unknown or not evidence.clicked_requests:
         return None  # more of the same would not help
     passes, refusals, least = [], [], 1.0
     for result, rule in judged:
