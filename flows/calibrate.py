@@ -15,6 +15,7 @@ from flows.stages import end_orphans
 from flows.talk import current
 from hap import durable
 from hap.days import judging_days
+from hap.errors import DataError
 from hap.evaluation.calibrate import Population, calibrate
 from hap.evaluation.evidence import MEMBERS, gather
 from hap.params import MODELS, Params
@@ -35,6 +36,7 @@ def calibrate_gate(
     Raises:
         NotFound: a day of the window has no logs.
         UsageError: fewer than two seeds.
+        DataError: a model's scores are NaN or infinite.
     """
     params = ws.params()
     window = steps.window_of(ws, params, day)
@@ -58,6 +60,8 @@ def calibrate_gate(
                 version=seed, against=None, days=list(map(str, judging)), manifests={str(one): ids[str(one)] for one in judging},
                 expressive_kinds=params.expressive.kinds(), kind=kind, offsets=offsets, challenger=scores,
             )  # fmt: skip
+            if evidence.findings:
+                raise DataError(f"models of seed {seed} cannot be paired with others: {evidence.findings[0].text}")
             tables.append(evidence.challenger)
         with current().step("pairs"):
             population = Population(tables, params.expressive.kinds())

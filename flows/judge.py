@@ -55,7 +55,7 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     A verdict is written whatever happens on the way: what cannot be judged, or breaks while it is, leaves it undecided or refused.
 
     Args:
-        against: the champion to compare with; None for the first version ever.
+        against: the champion to compare with; None where there is none yet.
 
     Raises:
         NotFound: a version is not registered, or was freed.
@@ -66,15 +66,14 @@ def judge(ws: Workspace, params: Params, version: int, against: int | None, days
     failed: Exception | None = None
     try:
         challenger = bundle_of(ws, params, version)
-        evidence = _evidence(ws, params, challenger, version, against, days)
+        verdict = decide(_evidence(ws, params, challenger, version, against, days), params.gate, params.seed)
     except HapError as error:  # a stored bundle that is damaged is the version's own fault
         outcome: Literal["refuse", "undecided"] = "refuse" if challenger is None and isinstance(error, DataError) else "undecided"
-        evidence = _unjudged(ws, params, version, against, days, Finding(outcome, f"v{version} cannot be judged: {error}"))
+        verdict = _unjudged(ws, params, version, against, days, Finding(outcome, f"v{version} cannot be judged: {error}"))
     except Exception as error:
         failed = error
         told = f"v{version} could not be judged: {_told(error)}; its traceback is in {_keep_traceback(ws, version)}"
-        evidence = _unjudged(ws, params, version, against, days, Finding("undecided", told))
-    verdict = decide(evidence, params.gate, params.seed)
+        verdict = _unjudged(ws, params, version, against, days, Finding("undecided", told))
     versions.set_verdict(ws, params, version, verdict.to_json())
     _point_challenger(ws, params, verdict)
     if challenger is None or isinstance(failed, OSError):
@@ -91,7 +90,7 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
     collected = [day for day in days if str(day) in manifests]
     files = partitions.parquet_files(ws, collected)
     complete, absent = _complete(ws, params, collected)
-    findings += [absent] if absent else []
+    findings += [absent] if absent and against is not None else []  # else nothing is compared
     try:
         ours, refused = _score(challenger, files, complete, version, "refuse")
         theirs, lost = (None, None) if against is None or ours is None else _score_champion(ws, params, against, files, complete)
@@ -130,21 +129,27 @@ def _evidence(ws: Workspace, params: Params, challenger: Bundle, version: int, a
     )
 
 
-def _unjudged(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date], finding: Finding) -> Evidence:
-    """The evidence on a version of which nothing but the finding is known."""
-    return gather(
-        version=version, against=against, days=[day.isoformat() for day in days], manifests=_manifests(ws, days)[0],
+def _unjudged(ws: Workspace, params: Params, version: int, against: int | None, days: Sequence[dt.date], finding: Finding) -> Verdict:
+    """The verdict on a version of which nothing but the finding is known."""
+    try:
+        manifests = _manifests(ws, days)[0]
+    except OSError:  # maybe what the finding is about
+        manifests = {}
+    evidence = gather(
+        version=version, against=against, days=[day.isoformat() for day in days], manifests=manifests,
         expressive_kinds=params.expressive.kinds(), kind=np.zeros(0, np.int8), offsets=np.zeros(1, np.int64), challenger={},
         findings=[finding],
     )  # fmt: skip
+    return decide(evidence, params.gate, params.seed)
 
 
 def _manifests(ws: Workspace, days: Sequence[dt.date]) -> tuple[dict[str, str], list[Finding]]:
-    """The id of each day's samples, and what is wrong with days that have none."""
+    """The id of each day's samples, which are what it names, and what is wrong with days that have none."""
     ids, findings = {}, []
     for day in days:
         try:
             if manifest := partitions.find(ws, day):
+                partitions.check(ws, manifest)
                 ids[str(day)] = manifest.id
             else:
                 findings.append(Finding("undecided", f"{day} has no samples; collect them with `hapctl collect --day {day}`"))
@@ -176,7 +181,7 @@ def _point_challenger(ws: Workspace, params: Params, verdict: Verdict) -> None:
 def _score(
     bundle: Bundle, files: Sequence[Path], complete: Path | None, version: int, blame: Literal["refuse", "undecided"]
 ) -> tuple[_Side | None, Finding | None]:
-    """A version's scores, or why it has none."""
+    """A version's scores, and why it has none or not those of whole requests."""
     if not files:
         return None, None  # said already, by day
     try:
@@ -187,7 +192,16 @@ def _score(
     except Exception as error:  # ONNX Runtime's exceptions share no public base
         said = str(error) if isinstance(error, HapError) else _told(error)
         return None, Finding(blame, f"v{version} cannot be scored on these days: {said}")
+    if whole and (broken := _not_finite(whole[0])):
+        return _Side(bundle, scores, rows, None), Finding(blame, f"v{version} on requests with all their candidates: {broken}")
     return _Side(bundle, scores, rows, whole), None
+
+
+def _not_finite(scores: dict[str, np.ndarray]) -> str | None:
+    """The first member with scores that have no place in an order, in words; samples hold few of the candidates that are scored here."""
+    counted = {member: int((~np.isfinite(values)).sum()) for member, values in scores.items()}
+    said = (f"{bad:,} of {scores[member].size:,} scores of {member} are NaN or infinite" for member, bad in counted.items() if bad)
+    return next(said, None)
 
 
 def _score_champion(

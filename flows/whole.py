@@ -50,13 +50,13 @@ def figures_of(scores: Scores, pool: Pool, judged: NDArray[np.int64], k: int, se
 
 def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, days: Sequence[dt.date]) -> dict[str, Any]:
     """The challenger's cascade: what it finds as served and by size of the request, its routing curve, shares that are best and enough."""
-    k, requests = params.gate.recall.at, _requests(pool, params.seed)
+    gate = params.gate
+    k, requests = gate.recall.at, _requests(pool, params.seed)
     operations = bundle.cost()["operations"]
     costs = cascade.Cost(**operations["light"]), cascade.Cost(**operations["expressive"])
     served, on_all = cascade.places(scores["cascade"], requests), cascade.places(scores["expressive"], requests)
     curve = cascade.curve(requests, scores["light"], scores["expressive"], k, costs)
-    best = cascade.best_share(curve, params.gate.max_operations if params.gate.max_operations is not None else np.inf)
-    gate = params.gate
+    best = cascade.best_share(curve, gate.max_operations if gate.max_operations is not None else np.inf)
     enough = cascade.enough_share(requests, scores["light"], scores["expressive"], k, gate.alpha, gate.bootstrap_draws, params.seed)
     ours, theirs = (cascade.describe(place, on_all, requests, k) for place in (served, on_all))
     routed = scores["cascade"] > 0
@@ -64,6 +64,7 @@ def describe_whole(bundle: Bundle, scores: Scores, pool: Pool, params: Params, d
         "k": k,
         "days": [day.isoformat() for day in days],
         "requests": len(requests.counts),
+        "most": gate.recall.requests,
         "positives": int(requests.clicked.sum()),
         "candidates": float(requests.counts.mean()) if len(requests.counts) else 0.0,
         "routed_share": float(routed.mean()) if len(routed) else 0.0,

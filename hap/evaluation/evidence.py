@@ -1,6 +1,7 @@
 """What a verdict rests on: both versions' scores on the judging days as AUC per request, and what is wrong with them."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class Evidence:
     """Everything a verdict rests on; R requests of the judging days, in one order for both versions."""
 
     version: int
-    against: int | None  # the champion; None for the first version
+    against: int | None  # the champion; None where there is none yet
     days: tuple[str, ...]  # judging days, YYYY-MM-DD
     manifests: Mapping[str, str]  # day -> id of its samples; a day without any is absent
     expressive_kinds: tuple[str, ...]  # what the challenger's expressive model was trained on
@@ -66,6 +67,11 @@ class Evidence:
     budgets: Mapping[str, float | None] = field(default_factory=dict)  # by the name in BUDGETS; None: not measured
     cost: Mapping[str, Any] = field(default_factory=dict)  # recorded beside the verdict, not judged
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def whole_is_capped(self) -> bool:
+        """Whether days with more requests would have no more of them with all their candidates."""
+        return bool(self.whole) and self.whole["requests"] >= self.whole.get("most", math.inf)
 
     def digest(self) -> str:
         """sha256 of all of it: equal evidence, equal digest."""

@@ -26,6 +26,7 @@ from hap.evaluation.interval import Resampled, resample
 from hap.evaluation.verdict import Outcome, Rule, Verdict
 from hap.params import NEGATIVES, Gate
 
+COUNTLESS = 10**9  # requests that no one waits for: a value lies on its limit then, give or take rounding
 TAIL_DRAWS = 5  # draws expected beyond the strictest level of Holm: with fewer, no p-value could reach it
 
 
@@ -87,7 +88,7 @@ def decide(evidence: Evidence, rules: Gate, seed: int = 0) -> Verdict:
         requests=evidence.requests,
         positives=evidence.positives,
         manifests=dict(evidence.manifests),
-        needs_requests=_needed(evidence, rules, judged) if verdict == "undecided" else None,
+        needs_requests=_needed(evidence, rules, judged, once) if verdict == "undecided" else None,
         alpha=rules.alpha,
         margin=rules.margin,
         draws=questions.draws,
@@ -123,7 +124,7 @@ def ask(evidence: Evidence, rules: Gate) -> Questions:
 
 
 def judge(evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence[Resampled]) -> Judgement:
-    """Every rule's outcome and what they come to.
+    """Every rule's outcome and what they come to. That parity or a budget was not measured is told where no broader finding says why.
 
     Args:
         drawn: [M] what was resampled of the questions' columns.
@@ -131,8 +132,8 @@ def judge(evidence: Evidence, rules: Gate, questions: Questions, drawn: Sequence
     judged = _holm([_bounded(question, rules, questions, drawn) for question in questions.asked], rules.alpha)
     parity, parity_findings = _parity(evidence.parity_max_abs_diff, rules.max_parity)
     budgets, budget_findings = _budgets(evidence, rules)
-    said = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules)]
-    findings = [*said, *parity_findings, *budget_findings]
+    once = [finding for finding in (*parity_findings, *budget_findings) if finding.outcome == "refuse" or not evidence.findings]
+    findings = [*evidence.findings, *_shortage(evidence, rules), *_unmeasured(evidence, judged, rules), *once]
     outcomes = {finding.outcome for finding in findings} | {rule.outcome for _, rule in judged}
     outcome: Outcome = "refuse" if "refuse" in outcomes else "undecided" if "undecided" in outcomes else "pass"
     return Judgement(outcome, judged, (*parity, *budgets), findings)
@@ -248,12 +249,13 @@ def _budgets(evidence: Evidence, rules: Gate) -> tuple[list[Rule], list[Finding]
     return judged, found
 
 
-def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | None:
-    """Requests that would decide if every value stayed as it is and intervals shrank with the square root.
+def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged], once: Sequence[Rule]) -> int | None:
+    """Requests that would decide if every value stayed as it is and intervals shrank with the square root; None: no number would.
 
     With a value below its limit, the quickest refusal; else the slowest pass.
     """
-    if any(finding.outcome == "undecided" for finding in evidence.findings) or not evidence.clicked_requests:
+    unknown = "undecided" in {finding.outcome for finding in evidence.findings} | {rule.outcome for rule in once}
+    if unknown or not evidence.clicked_requests:
         return None  # more of the same would not help
     passes, refusals, least = [], [], 1.0
     for result, rule in judged:
@@ -262,6 +264,9 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | 
         least = max(least, rules.min_requests / result.requests, rules.min_positives / result.weight)
         if rule.outcome == "pass":
             continue
+        if rule.name.split(".")[1] == RECALL and evidence.whole_is_capped:
+            passes.append(math.inf)  # another rule may refuse all the same
+            continue
         gap = result.point - rule.bound
         if gap > 0:
             passes.append(((result.point - result.lower(rules.alpha)) / gap) ** 2)
@@ -269,8 +274,8 @@ def _needed(evidence: Evidence, rules: Gate, judged: Sequence[Judged]) -> int | 
             refusals.append(((result.upper(rules.alpha / len(judged)) - result.point) / gap) ** 2)
         else:
             return None
-    factor = max(least, min(refusals) if refusals else max(passes, default=1.0))
-    return math.ceil(evidence.requests * factor)
+    needed = evidence.requests * max(least, min(refusals) if refusals else max(passes, default=1.0))
+    return math.ceil(needed) if needed < COUNTLESS else None
 
 
 def _table(measured: Mapping[Quantity, RequestAuc]) -> dict[str, dict[str, float | None]]:

@@ -12,15 +12,17 @@ SHOWN_REASONS = 8  # on one screen; verdict.json has them all
 def reasons(verdict: Outcome, evidence: Evidence, findings: Sequence[Finding], judged: Sequence[Rule]) -> list[str]:
     """Sentences, the ones that carry the verdict and no others."""
     said = [finding.text for finding in findings if finding.outcome == verdict]
-    said += [_sentence(rule, verdict) for rule in judged if rule.outcome == verdict and rule.p_value is not None and verdict != "pass"]
+    said += [
+        _sentence(rule, verdict, evidence) for rule in judged if rule.outcome == verdict and rule.p_value is not None and verdict != "pass"
+    ]
     if evidence.against is None:
-        said.append("first version: there is no champion to compare with, so only floors were judged")
+        said.append("there is no champion to compare with, so only floors were judged")
     if verdict == "pass":
         said.insert(0, _pass_sentence(evidence, judged))
     return said
 
 
-def _sentence(rule: Rule, verdict: Outcome) -> str:
+def _sentence(rule: Rule, verdict: Outcome, evidence: Evidence) -> str:
     member, kind, sort = rule.name.split(".")
     value, lower, upper = rule.value or 0.0, rule.lower or 0.0, rule.upper or 0.0
     if sort == "floor":
@@ -30,7 +32,10 @@ def _sentence(rule: Rule, verdict: Outcome) -> str:
         loss = f"fell by {_number(-value)} [{_number(-upper)}, {_number(-lower)}]"
         return f"{member}: {_what(kind)} {loss}, more than the margin {_number(-rule.bound)}"
     change = f"changed by {value:+.3f} [{lower:+.3f}, {upper:+.3f}]".replace("0.", ".")
-    return f"{member}: {_what(kind)} {change}, which neither shows nor excludes a loss of more than {_number(-rule.bound)}"
+    said = f"{member}: {_what(kind)} {change}, which neither shows nor excludes a loss of more than {_number(-rule.bound)}"
+    if kind == RECALL and evidence.whole_is_capped:
+        said += f"; it rests on {evidence.whole['requests']:,} requests, and gate.recall.requests lets in no more"
+    return said
 
 
 def _what(kind: str) -> str:
@@ -54,13 +59,20 @@ def _pass_sentence(evidence: Evidence, judged: Sequence[Rule]) -> str:
     named += [f"{slices} slice{'s' * (slices > 1)}"] * bool(slices) + ["Recall@K"] * recall
     guarded = ", ".join(named)
     count = f"no worse than v{evidence.against} on all {guarded}, and above every floor"
-    worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}"
+    worst = f"a loss of at most {_number(-lower)}" if lower < 0 else f"a gain of at least {_number(lower)}" if lower > 0 else "no loss"
     return f"{count}; closest is {member} on {kind}: {worst}, with {_number(-closest.bound)} allowed"
+
+
+def needed_text(verdict: Verdict) -> str | None:
+    """How many requests would decide, to two digits; None where no number is known."""
+    if verdict.needs_requests is None:
+        return None
+    return f"about {float(f'{verdict.needs_requests:.2g}'):,.0f} requests would decide, if the values stay as they are"
 
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict on one screen, for a person."""
-    compared = "the first version, floors only" if verdict.against is None else f"against v{verdict.against}"
+    compared = "no champion, floors only" if verdict.against is None else f"against v{verdict.against}"
     days = verdict.days[0] if len(verdict.days) == 1 else f"{verdict.days[0]} to {verdict.days[-1]}" if verdict.days else "no day"
     lines = [
         f"v{verdict.version}: {verdict.verdict.upper()} ({compared})",
@@ -69,8 +81,8 @@ def verdict_text(verdict: Verdict) -> str:
     ]
     if (more := len(verdict.reasons) - SHOWN_REASONS) > 0:
         lines.append(f"  - and {more} more in verdict.json")
-    if verdict.needs_requests is not None:
-        lines.append(f"  - about {float(f'{verdict.needs_requests:.2g}'):,.0f} requests would decide, if the values stay as they are")
+    if needed := needed_text(verdict):
+        lines.append(f"  - {needed}")
     lines += ["", "GAUC         " + "".join(f"{kind:<26}" for kind in NEGATIVES).rstrip()]
     rules = {rule.name: rule for rule in verdict.rules}
     for member in MEMBERS:
@@ -97,7 +109,7 @@ def _slices_line(verdict: Verdict, rules: Mapping[str, Rule]) -> str:
     """How many slices were judged, and the one that fared worst."""
     guards = [name for name, one in verdict.slices.items() if one["guarded"]]
     small = len(verdict.slices) - len(guards)
-    said = f"slices: {len(guards)} guarded" + (f", {small} reported only (first version, or too few clicks)" if small else "")
+    said = f"slices: {len(guards)} guarded" + (f", {small} reported only (no champion, or too few clicks)" if small else "")
     changes = {name: rules[f"cascade.{name}.regression"] for name in guards}
     known = {name: rule for name, rule in changes.items() if rule.value is not None}
     if not known:

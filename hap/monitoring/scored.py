@@ -49,10 +49,8 @@ class Scored:
 
     @property
     def broken(self) -> NDArray[np.bool_]:
-        """Which candidates have a score that is no number [N]. Merged scores, and expressive ones, which are read from them,
-        tell it by a value that no logit gives (hap.serving.merge)."""
-        told = (self.expressive <= NAN_SCORE) | (self.cascade <= NAN_SCORE)
-        return told | ~(np.isfinite(self.light) & np.isfinite(self.expressive) & np.isfinite(self.cascade))
+        """Which candidates have a score that is no number [N]. Merged ones tell it by a value that no logit gives (hap.serving.merge)."""
+        return (self.cascade <= NAN_SCORE) | ~(np.isfinite(self.light) & np.isfinite(self.expressive) & np.isfinite(self.cascade))
 
     def keep(self, chosen: NDArray[np.bool_]) -> "Scored":
         """The chosen requests [R]."""

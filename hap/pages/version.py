@@ -3,13 +3,16 @@
 Everything shown is read from the verdict, the bundle, and the training's record; nothing is measured here.
 """
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from hap.days import parse_day
 from hap.evaluation.evidence import ALL, BUDGETS, MEMBERS, SLICED
 from hap.evaluation.verdict import Rule, Verdict
+from hap.evaluation.wording import needed_text
 from hap.pages import figures
 from hap.pages.template import environment
 from hap.params import MODELS, NEGATIVES
@@ -62,7 +65,8 @@ def render(subject: Subject) -> str:
         spent=training["spent"] if training else {},
         kinds=NEGATIVES,
         members=MEMBERS,
-        next_command=NEXT[verdict.verdict].format(model=label(verdict.version)),
+        needed=needed_text(verdict),
+        next_command=_next(verdict),
         quality=_quality(verdict),
         slices=_slices(verdict),
         whole_changes=_whole_changes(verdict) if verdict.whole else [],
@@ -72,6 +76,12 @@ def render(subject: Subject) -> str:
         budgets={BUDGETS[rule.name].format(rule.value): rule for rule in verdict.rules if rule.name in BUDGETS and rule.value is not None},
         pictures=_pictures(subject),
     )
+
+
+def _next(verdict: Verdict) -> str:
+    """What to type now. The same requests would leave it undecided again, so where more of them decide it is a later day."""
+    words = NEXT[verdict.verdict].format(model=label(verdict.version))
+    return words if verdict.needs_requests is None else f"{words} --day {parse_day(verdict.day) + dt.timedelta(days=1)}"
 
 
 def _rules(verdict: Verdict) -> dict[str, Rule]:

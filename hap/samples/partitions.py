@@ -118,6 +118,24 @@ def load(ws: Workspace, day: dt.date) -> Manifest:
     return manifest
 
 
+def check(ws: Workspace, manifest: Manifest) -> None:
+    """Compare a closed day's samples, all of their bytes, with what its manifest says of them.
+
+    Raises:
+        DataError: they are not what was collected.
+    """
+    partition = folder(ws, dt.date.fromisoformat(manifest.day))
+    found = []
+    for path in sorted(partition.glob("*.parquet")):
+        with open(path, "rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if found != [manifest.samples_hash]:
+        raise DataError(
+            f"{partition} does not hold the samples that its manifest names "
+            f"(sha256 {' '.join(found)[:16]}, not {manifest.samples_hash[:16]}); remove it and type `hapctl collect --day {manifest.day}`"
+        )
+
+
 def collected_days(ws: Workspace) -> list[dt.date]:
     """Every closed day, oldest first."""
     return sorted(dt.date.fromisoformat(marker.parent.name.removeprefix("day=")) for marker in ws.samples.glob("day=*/_SUCCESS"))

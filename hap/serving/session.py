@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hap.errors import DataError
 from hap.serving.bundle import GRAPHS, Bundle
-from hap.serving.merge import logit_and_ctr, merge
+from hap.serving.merge import NAN_SCORE, logit_and_ctr, merge
 from hap.serving.request import RequestTensors
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ class BundleSession:
         return light_score
 
     def expressive(self, tensors: RequestTensors) -> NDArray[np.float32]:
-        """The expressive model's logit F32[N] for every candidate, within +-60."""
+        """The expressive model's logit F32[N] for every candidate, within +-60; NaN where the model gave none.
+
+        The graph answers callers with a number in its place, which a judge of scores must not take for one.
+        """
         score, _ = self.score_all(tensors)
-        return logit_and_ctr(score)[0].astype(np.float32)
+        return np.where(score <= NAN_SCORE, np.nan, logit_and_ctr(score)[0]).astype(np.float32)
 
     def members(self, tensors: RequestTensors) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Light logit, expressive logit of every candidate, and the merged score, F32[N] each, with every model run once.

@@ -110,6 +110,16 @@ def test_parity_must_be_measured_and_within_its_limit(parity, outcome):
         assert verdict.reasons[0].startswith("parity:")
 
 
+def test_what_was_not_measured_for_a_reason_that_is_told_adds_no_reasons_of_its_own():
+    cause = Finding("undecided", "2026-01-04 has no samples; collect them with `hapctl collect --day 2026-01-04`")
+    nothing = {"kind": [], "offsets": [0], "challenger": {}, "champion": None, "manifests": {}, "findings": [cause]}
+    verdict = decide(evidence(**nothing, budgets={}, parity_max_abs_diff=None), RULES)
+    assert verdict.verdict == "undecided" and verdict.reasons == (cause.text,)
+    assert {rule.outcome for rule in verdict.rules} == {"undecided"}
+    worse = decide(evidence(**nothing, parity_max_abs_diff=1.0), RULES)
+    assert worse.verdict == "refuse" and worse.reasons[0].startswith("parity: exported scores differ")
+
+
 def test_training_on_the_judging_day_is_refused():
     verdict = decide(evidence(trained_on=["2026-01-03", "2026-01-04"]), RULES)
     assert verdict.verdict == "refuse" and "v2 was trained or stopped on 2026-01-04" in verdict.reasons[0]

@@ -19,6 +19,7 @@ def test_an_equal_challenger_passes():
     verdict = decide(evidence(), RULES)
     assert verdict.verdict == "pass" and verdict.exit_code == 0 and verdict.needs_requests is None
     assert verdict.reasons[0].startswith("no worse than v1 on all 13 guarded GAUC, and above every floor")
+    assert verdict.reasons[0].endswith(": no loss, with .010 allowed")
 
 
 def test_a_better_challenger_passes():
@@ -196,11 +197,48 @@ def test_the_stated_number_of_requests_decides():
     assert verdict_on(2 * small.needs_requests).verdict == "refuse"
 
 
-def test_the_first_version_is_judged_by_floors_only_and_says_so():
+def test_a_value_that_lies_on_its_limit_give_or_take_rounding_needs_no_number_of_requests():
+    """By the square of that gap it would be more than JSON has numbers for, and no verdict could be written."""
+
+    def judged(margin):
+        lost, none = (RequestAuc(values, np.ones(1200)) for values in (np.tile([-0.11, 0.09], 600), np.zeros(1200)))
+        rules = RULES.model_copy(update={"recall": RULES.recall.model_copy(update={"margin": margin})})
+        verdict = decide(evidence(figures={"recall": (lost, none)}), rules)
+        return verdict, next(rule for rule in verdict.rules if rule.name == "cascade.recall.regression")
+
+    value = judged(0.03)[1].value
+    verdict, rule = judged(-float(np.nextafter(value, 0)))
+    assert verdict.verdict == "undecided" and 0 < rule.bound - value < 1e-15
+    assert verdict.needs_requests is None
+    orjson.dumps(verdict.to_json())
+
+
+def test_recall_undecided_on_all_the_requests_it_may_have_asks_for_a_larger_limit_and_not_for_a_larger_day():
+    def verdict(most):
+        rng = np.random.default_rng(5)
+        ones, theirs = np.ones(1200), rng.random(1200)
+        changed = RequestAuc(theirs + rng.normal(-0.03, 0.4, 1200), ones), RequestAuc(theirs, ones)
+        whole = {"k": 20, "recall": 0.5, "relative": 0.98, "requests": 1200, "positives": 1200, "routed_share": 0.3, "most": most}
+        return decide(evidence(figures={"recall": changed}, whole=whole), RULES)
+
+    capped, free = verdict(1200), verdict(2000)
+    assert capped.verdict == free.verdict == "undecided" and len(capped.reasons) == 1
+    assert capped.needs_requests is None and free.needs_requests is not None and free.needs_requests > 1200
+    assert capped.reasons[0] == f"{free.reasons[0]}; it rests on 1,200 requests, and gate.recall.requests lets in no more"
+
+
+def test_what_was_not_measured_is_not_measured_by_more_requests():
+    for unmeasured in ({"budgets": {"operations": 0.4}}, {"parity_max_abs_diff": None}):
+        verdict = decide(evidence(**unmeasured), RULES)
+        assert verdict.verdict == "undecided" and verdict.needs_requests is None and "would decide" not in verdict_text(verdict)
+
+
+def test_a_version_without_a_champion_is_judged_by_floors_only_and_says_so():
+    """The first one ever, and any other before one was promoted."""
     verdict = decide(first(), RULES)
     assert verdict.verdict == "pass" and verdict.champion_gauc is None
     assert {rule.name.split(".")[-1] for rule in verdict.rules} == {"floor", "parity", "operations", "age_days"}
-    assert "only floors were judged" in verdict.reasons[-1]
+    assert verdict.reasons[-1] == "there is no champion to compare with, so only floors were judged"
 
 
 def test_a_first_version_below_a_floor_is_refused():
@@ -244,7 +282,7 @@ def test_the_text_names_verdict_reasons_and_table_on_one_screen():
     assert text.startswith("v2: REFUSE (against v1)")
     assert "and 5 more in verdict.json" in text
     assert len(text.splitlines()) < 24 and all(len(line) <= 140 for line in text.splitlines())
-    assert "first version, floors only" in verdict_text(decide(first(), RULES))
+    assert verdict_text(decide(first(), RULES)).startswith("v2: PASS (no champion, floors only)\n")
 
 
 def test_equal_models_are_seldom_refused_although_many_rules_are_read():

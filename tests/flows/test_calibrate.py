@@ -3,14 +3,18 @@
 import datetime as dt
 import subprocess
 
+import numpy as np
 import orjson
 import pytest
 import yaml
 
-from flows.calibrate import scores_key
+from flows.calibrate import calibrate_gate, scores_key
+from hap.errors import DataError
+from hap.evaluation.evidence import MEMBERS
 from hap.logs.simulator import simulate
-from hap.params import load_params
+from hap.params import Params, load_params
 from hap.project import project_file
+from hap.training.feed import Pool
 from hap.workspace import Workspace, init_workspace
 from tests.conftest import FIRST_DAY
 from tests.words import Run, hapctl, typing
@@ -59,6 +63,16 @@ def test_rates_come_by_size_and_truth_and_models_are_kept(ws: Workspace) -> None
     again = calibrate(ws, "--json")
     assert orjson.loads(again.stdout) == found
     assert {path: path.stat().st_mtime_ns for path in (ws.state / "calibrate").glob("*/scores.npz")} == kept
+
+
+@pytest.mark.long
+def test_models_that_give_no_numbers_are_told_by_their_seed(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(ws: Workspace, params: Params, files: object, manifests: object, pools: list[Pool]) -> dict[str, np.ndarray]:
+        return {member: np.full(sum(len(pool.kind) for pool in pools), np.nan if params.seed == 2 else 0.5) for member in MEMBERS}
+
+    monkeypatch.setattr("flows.calibrate._scores", diverged)
+    with pytest.raises(DataError, match=r"^models of seed 2 cannot be paired with others: light: ([0-9,]+) of \1 scores of v2 are NaN"):
+        calibrate_gate(ws, DAY, 2, [100], 20, 20, None)
 
 
 def test_kept_models_outlive_a_change_of_the_rules_and_no_change_of_what_made_them() -> None:

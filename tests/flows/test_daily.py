@@ -21,7 +21,7 @@ from flows.prefect_server import prefect_api
 from hap.logs.simulator import simulate
 from hap.monitoring.alerts import apply
 from hap.monitoring.findings import Finding, Look
-from hap.params import Alerts
+from hap.params import NEGATIVES, Alerts
 from hap.project import project_file
 from hap.registry import mlflow_store, versions
 from hap.registry.ledger import open_ledger
@@ -99,6 +99,23 @@ def test_a_day_is_retrained_once_and_the_second_time_is_a_no_op(ws: Workspace) -
         here = {p.relative_to(ws.root / name): p.read_bytes() for p in (ws.root / name).rglob("*") if p.is_file()}
         there = {p.relative_to(restored / name): p.read_bytes() for p in (restored / name).rglob("*") if p.is_file()}
         assert here == there, name
+
+
+def test_a_refused_day_ends_as_a_completed_run_of_that_name_and_its_version_stays_registered(ws: Workspace) -> None:
+    raw = yaml.safe_load(ws.params_file.read_text())
+    raw["gate"] |= {"floors": dict.fromkeys(NEGATIVES, 1.0)}
+    ws.params_file.write_text(yaml.safe_dump(raw))
+    done = hapctl("retrain", "--day", DAY, "--root", ws.root, "--json")
+    answer = orjson.loads(done.stdout)
+    assert (done.returncode, answer["verdict"]["verdict"]) == (3, "refuse"), done.stderr
+    (version,) = versions.list_versions(ws, ws.params())
+    assert (version.label, version.verdict, version.challenger) == ("v1", "refuse", False)
+    with prefect_api(ws) as url:
+        asked = urllib.request.Request(f"{url}/flow_runs/filter", b"{}", {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as response:
+            (run,) = orjson.loads(response.read())
+    assert (run["name"], run["state_type"], run["state_name"]) == (f"retrain-{DAY}", "COMPLETED", "Refused")
+    assert run["state"]["message"] == f"v1: {answer['verdict']['reasons'][0]}"
 
 
 @pytest.mark.parametrize("seen", ["samples/day=2026-01-02/_SUCCESS", "models/light/model.pt", "registry/mlflow.db"])

@@ -1,6 +1,8 @@
 """The gate's step on real versions: whatever is wrong with the days or with a version, a verdict is written and nothing passes."""
 
 import datetime as dt
+import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,12 @@ import pytest
 import yaml
 
 from flows import judge
+from flows.bundles import bundle_of
 from flows.page import page_path
 from flows.partly import judge_version
 from hap.errors import DataError
 from hap.evaluation.evidence import gather
+from hap.evaluation.gate import decide
 from hap.evaluation.verdict import Verdict
 from hap.logs.simulator import simulate
 from hap.project import project_file
@@ -71,12 +75,15 @@ def judged(ws: Workspace, *words: object) -> dict:
 
 
 def rewritten(ws: Workspace, day: dt.date, change) -> None:
-    """The day's samples after `change`, as a table."""
+    """The day's samples after `change`, as a table, and its manifest of them."""
     (path,) = (ws.samples / f"day={day}").glob("*.parquet")
-    path.chmod(0o644)
     table = change(pq.read_table(path))
     path.unlink()  # DVC's cache may hold the same file
     pq.write_table(table, path)
+    named = path.with_name("manifest.json")
+    manifest = orjson.loads(named.read_bytes()) | {"samples_hash": hashlib.sha256(path.read_bytes()).hexdigest()}
+    named.unlink()
+    named.write_bytes(orjson.dumps(manifest))
 
 
 def test_a_champion_whose_column_is_gone_leaves_it_undecided_and_the_column_is_named(ws):
@@ -112,6 +119,20 @@ def test_a_day_whose_manifest_is_damaged_is_undecided(ws):
     manifest.write_text("{")
     answer = judged(ws)
     assert answer["verdict"] == "undecided" and "manifest.json" in answer["reasons"][0] and answer["manifests"] == {}
+
+
+@pytest.mark.parametrize("place", [-1, 2000])
+def test_a_day_whose_samples_are_damaged_is_undecided_and_blames_no_version(ws, place):
+    """At the end of the file Arrow finds no Parquet; inside it, it may find anything."""
+    (path,) = (ws.samples / f"day={DAYS[3]}").glob("*.parquet")
+    damaged = bytearray(path.read_bytes())
+    damaged[place] ^= 0xFF
+    path.unlink()
+    path.write_bytes(damaged)
+    answer = judged(ws)
+    assert answer["verdict"] == "undecided" and answer["manifests"] == {}
+    assert answer["reasons"][0].startswith(f"{path.parent} does not hold the samples that its manifest names (sha256 ")
+    assert answer["reasons"][0].endswith(f"remove it and type `hapctl collect --day {DAYS[3]}`")
 
 
 def test_a_day_that_it_was_trained_on_is_refused_as_leakage(ws):
@@ -175,6 +196,35 @@ def test_a_defect_on_the_way_leaves_it_undecided_and_names_its_traceback(ws, mon
     assert "IndexError: list index" in kept.read_text() and 'v2: <span class="word">undecided' in page_path(ws, 2).read_text()
 
 
+def test_a_defect_while_deciding_leaves_it_undecided_too(ws, monkeypatch):
+    def fails_once(*words: object) -> Verdict:
+        monkeypatch.setattr(judge, "decide", decide)
+        raise KeyError("cascade")
+
+    monkeypatch.setattr(judge, "decide", fails_once)
+    verdict = judged_here(ws)
+    assert verdict.verdict == "undecided" and verdict.reasons[0].startswith("v2 could not be judged: KeyError: 'cascade'; its traceback")
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(2, "refuse"), (1, "undecided")])
+def test_a_score_that_is_not_finite_on_a_whole_request_is_found_though_all_samples_have_one(ws, monkeypatch, number, outcome):
+    """Of the champion's it leaves the version undecided. v1 cannot be scored on these days, so v2's graphs stand in for its."""
+    scored = judge.score_days
+
+    def spoiled(bundle, files, label):
+        scores, rows = scored(bundle, files, label)
+        if label == f"scoring v{number} on whole requests":
+            scores["expressive"][[5, 9]] = float("nan")
+        return scores, rows
+
+    bundle = bundle_of(ws, ws.params(), 2)
+    monkeypatch.setattr(judge, "bundle_of", lambda ws, params, version: bundle)
+    monkeypatch.setattr(judge, "score_days", spoiled)
+    verdict = judged_here(ws, 1)
+    rows = re.escape(f"v{number} on requests with all their candidates: 2 of ") + r"[0-9,]+ scores of expressive are NaN or infinite"
+    assert verdict.verdict == outcome and sum(re.fullmatch(rows, reason) is not None for reason in verdict.reasons) == 1
+
+
 def test_graphs_that_fail_while_scoring_are_refused_with_what_they_said(ws, monkeypatch):
     monkeypatch.setattr(judge, "score_days", broken(RuntimeError("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT")))
     verdict = judged_here(ws)
@@ -188,6 +238,21 @@ def test_a_disk_that_fails_gets_a_verdict_without_a_page_so_that_the_day_is_judg
         judge_version(ws, 2, None, None)
     written = orjson.loads((ws.verdicts / "v2.json").read_bytes())
     assert written["verdict"] == "undecided" and "Input/output error" in written["reasons"][0] and not page_path(ws, 2).exists()
+
+
+def test_samples_that_no_one_may_read_get_a_verdict_too(ws, monkeypatch):
+    monkeypatch.setattr(judge.partitions, "find", broken(PermissionError(13, "Permission denied", "samples")))
+    with pytest.raises(PermissionError):
+        judge_version(ws, 2, None, None)
+    written = orjson.loads((ws.verdicts / "v2.json").read_bytes())
+    assert written["verdict"] == "undecided" and "Permission denied" in written["reasons"][0] and written["manifests"] == {}
+
+
+def test_logs_that_are_gone_are_nothing_to_a_first_version_which_has_only_floors(ws, monkeypatch):
+    monkeypatch.setattr(judge, "write_complete", broken(DataError("no logs")))
+    monkeypatch.setattr("flows.partly.opponent_of", lambda *words: None)
+    assert not any("Recall@K" in reason for reason in judged_here(ws).reasons)
+    assert "Recall@K: the judging days' logs cannot be read again: no logs" in judged_here(ws, 1).reasons
 
 
 def test_a_stored_bundle_that_is_damaged_is_refused(ws, monkeypatch):

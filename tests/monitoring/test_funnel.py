@@ -324,11 +324,12 @@ def test_broken_scores_are_told_from_sound_ones_and_left_out():
     day = scored_day(2, requests=6)
     light, expressive, cascade = day.light.copy(), day.expressive.copy(), day.cascade.copy()
     light[day.offsets[1]], light[0] = np.nan, -500.0  # far below, and a number
-    expressive[day.offsets[3]] = cascade[day.offsets[3]] = NAN_SCORE  # what the graphs answer of a NaN
+    cascade[day.offsets[3]] = NAN_SCORE  # what the graphs answer of a NaN
+    expressive[day.offsets[4]] = np.nan  # of one that was not routed
     spoiled = dataclasses.replace(day, light=light, expressive=expressive, cascade=cascade)
-    assert np.flatnonzero(spoiled.broken).tolist() == [day.offsets[1], day.offsets[3]]
+    assert np.flatnonzero(spoiled.broken).tolist() == [day.offsets[1], day.offsets[3], day.offsets[4]]
     sound = spoiled.sound()
-    assert sound.user.tolist() == day.user[[0, 2, 4, 5]].tolist() and np.isfinite(sound.light).all()
+    assert sound.user.tolist() == day.user[[0, 2, 5]].tolist() and np.isfinite(sound.light).all()
     kept = [day.kind[start:end] for start, end in pairwise(day.offsets)]
-    assert sound.kind.tolist() == np.concatenate([kept[place] for place in (0, 2, 4, 5)]).tolist()
+    assert sound.kind.tolist() == np.concatenate([kept[place] for place in (0, 2, 5)]).tolist()
     assert day.sound() is day

@@ -151,6 +151,16 @@ def test_a_page_says_the_verdict_its_reasons_and_what_to_do_next(shown):
     assert "Next: hapctl promote --model v2" in page and "compared with v1" in page
 
 
+def test_an_undecided_version_is_judged_next_on_a_later_day_where_more_requests_would_decide(subject):
+    """On the same ones it would get the same verdict; what is missing can be mended for the same day."""
+    noisy = subject(challenger=scores(500, 3), slices={})
+    page = words(render(noisy))
+    assert noisy.verdict.verdict == "undecided" and "Next: hapctl gate run --model v2 --day 2026-01-05" in page
+    assert f"{float(f'{noisy.verdict.needs_requests:.2g}'):,.0f} requests would decide" in page
+    missing = subject(challenger=scores(500, 1), parity_max_abs_diff=None, slices={})
+    assert missing.verdict.verdict == "undecided" and "Next: hapctl gate run --model v2 Quality" in words(render(missing))
+
+
 def test_every_rule_of_the_verdict_is_on_the_page(shown):
     one, page = shown
     page = page.replace("&lt;", "<").replace("&gt;", ">").replace("&#39;", "'")
