@@ -75,6 +75,20 @@ def own_database(ws: Workspace, params: Params) -> Path | None:
     return None if params.mlflow.tracking_uri else ws.registry / "mlflow.db"
 
 
+def require_own_artifacts(ws: Workspace, params: Params, uri: str) -> None:
+    """Keep a workspace that was copied from writing among the artifacts of the one it was copied from.
+
+    Raises:
+        HapError: `uri`, of an experiment or a run, lies outside this workspace, whose artifacts are its own.
+    """
+    if own_database(ws, params) is None:
+        return
+    place = Path(uri.removeprefix("file://"))
+    if not place.is_relative_to(ws.registry / "artifacts"):
+        made = str(place).partition("/registry/artifacts")[0]
+        raise HapError(f"this workspace was made at {made}, where its artifacts are; move it back there")
+
+
 def _create_database(database: Path) -> None:
     """Make the database under another name first: MLflow's migrations take seconds, and killed half-way they cannot be resumed."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from hap.errors import HapError, UsageError
+from hap.errors import UsageError
 from hap.params import Params
-from hap.registry.mlflow_store import connect
+from hap.registry.mlflow_store import connect, require_own_artifacts
 from hap.serving.bundle import read_bundle
 from hap.workspace import Workspace
 
@@ -58,10 +58,7 @@ def experiment_id(ws: Workspace, params: Params, client: "MlflowClient") -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         return str(client.create_experiment(name, artifact_location=artifacts))
-    if artifacts is not None and found.artifact_location != artifacts:
-        raise HapError(
-            f"this workspace was made at {Path(found.artifact_location).parents[1]}, where its artifacts are; move it back there"
-        )
+    require_own_artifacts(ws, params, found.artifact_location)
     return str(found.experiment_id)
 
 

@@ -17,7 +17,7 @@ import orjson
 from hap import durable
 from hap.errors import ConfigError, DataError, NotFound, UsageError
 from hap.params import Params
-from hap.registry.mlflow_store import connect, own_database, tracking_uri
+from hap.registry.mlflow_store import connect, own_database, require_own_artifacts, tracking_uri
 from hap.registry.runs import BUNDLE, log_training
 from hap.serving.bundle import read_bundle
 from hap.workspace import Workspace
@@ -181,7 +181,7 @@ def free_bundle(ws: Workspace, params: Params, version: Version) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         # The client has no word for deleting artifacts; its stores have.
-        get_artifact_repository(client.get_run(version.run_id).info.artifact_uri, tracking_uri(ws, params)).delete_artifacts(BUNDLE)
+        get_artifact_repository(_own_artifacts(client, ws, params, version), tracking_uri(ws, params)).delete_artifacts(BUNDLE)
 
 
 def mark_freed(ws: Workspace, params: Params, version: int, at: dt.datetime) -> None:
@@ -263,6 +263,7 @@ def set_verdict(ws: Workspace, params: Params, version: int, verdict: Mapping[st
     path = verdict_path(ws, version)
     durable.write_json(path, dict(verdict))
     with connect(ws, params) as client:
+        _own_artifacts(client, ws, params, wanted)
         client.log_artifact(wanted.run_id, str(path), "verdict")
         client.set_model_version_tag(MODEL, str(version), "verdict", str(verdict["verdict"]))
     return path
@@ -287,8 +288,20 @@ def attach_page(ws: Workspace, params: Params, version: Version, page: Path) -> 
         HapError: MLflow cannot be reached.
     """
     with connect(ws, params) as client:
+        _own_artifacts(client, ws, params, version)
         client.log_artifact(version.run_id, str(page), PAGE)
         client.update_model_version(MODEL, str(version.number), f"[{page.name}](#/runs/{version.run_id}/artifacts/{PAGE}/{page.name})")
+
+
+def _own_artifacts(client: "MlflowClient", ws: Workspace, params: Params, version: Version) -> str:
+    """The URI of the artifacts of a version's run, which are about to change.
+
+    Raises:
+        HapError: they are those of another workspace.
+    """
+    uri = str(client.get_run(version.run_id).info.artifact_uri)
+    require_own_artifacts(ws, params, uri)
+    return uri
 
 
 def verdict_path(ws: Workspace, version: int) -> Path:

@@ -1,6 +1,7 @@
 """Versions in MLflow: one bundle is one version, however often and however interrupted it is registered."""
 
 import datetime as dt
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,6 +199,25 @@ def test_a_moved_workspace_is_told_where_its_artifacts_are(ws: Workspace, params
     ws.root.rename(tmp_path / "moved")
     with pytest.raises(HapError, match=f"made at {ws.root}"):
         register(Workspace(tmp_path / "moved"), params, sealed("two"))
+
+
+def test_a_copy_of_a_workspace_does_not_write_among_the_artifacts_of_the_first(
+    ws: Workspace, params: Params, sealed: Sealed, tmp_path: Path
+) -> None:
+    number = register(ws, params, sealed("one"))
+    copy = Workspace(shutil.copytree(ws.root, tmp_path / "copy"))
+    before = {path: path.stat().st_mtime_ns for path in ws.registry.rglob("*")}
+    page = tmp_path / "v1.html"
+    page.write_text("a page")
+    version = versions.get(copy, params, number)
+    for change in (
+        lambda: versions.set_verdict(copy, params, number, {"verdict": "pass"}),
+        lambda: versions.attach_page(copy, params, version, page),
+        lambda: versions.free_bundle(copy, params, version),
+    ):
+        with pytest.raises(HapError, match=f"made at {ws.root}, where"):
+            change()
+    assert {path: path.stat().st_mtime_ns for path in ws.registry.rglob("*")} == before
 
 
 def test_talking_to_the_registry_prints_nothing(
