@@ -213,5 +213,5 @@ def _lines(file: Path):  # type: ignore[no-untyped-def]
                 try:
                     # The standard parser reads NaN, which orjson does not: then the column that holds it can be named.
                     yield f"{file}, line {number}", json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
                     raise DataError(f"{file}, line {number}: not JSON ({error})") from None
