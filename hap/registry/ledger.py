@@ -263,9 +263,19 @@ def last_move(rows: Iterable[Row]) -> int:
 
 
 def pinned_for_next_start(rows: Iterable[Row]) -> Row | None:
-    """The `pinned` row that still waits for a server to start with it."""
-    settled = [row for row in rows if row.action in MOVES and row.state in ("served", "pinned")]
-    return settled[-1] if settled and settled[-1].state == "pinned" else None
+    """The `pinned` row that still waits for a server to start with it.
+
+    It goes on waiting behind a move of another version that came to nothing. One of its own version, such as its start, ends the wait.
+    """
+    waiting: Row | None = None
+    for row in rows:
+        if row.action not in MOVES or row.state == "intended":
+            continue
+        if row.state in ("pinned", "served"):
+            waiting = row if row.state == "pinned" else None
+        elif waiting is not None and row.to_version == waiting.to_version:
+            waiting = None
+    return waiting
 
 
 def freeze_in_force(rows: Iterable[Row]) -> Row | None:

@@ -149,6 +149,18 @@ def pinned(repo: Path) -> int | None:
     return int(parse_config(repo / "hap" / CONFIG).version_policy.specific.versions[0])
 
 
+def stands(repo: Path, version: int) -> bool:
+    """Whether all configs say that the version serves: both ensembles are pinned to it, and every member loads it.
+
+    They are written one by one, so after a kill some may say so and others not.
+    """
+    try:
+        found = {name: list(parse_config(repo / name / CONFIG).version_policy.specific.versions) for name in (*ENSEMBLES, *GRAPHS)}
+    except DataError:
+        return False
+    return all(found[name] == [version] for name in ENSEMBLES) and all(version in found[name] for name in GRAPHS)
+
+
 def loaded(repo: Path) -> list[int]:
     """The versions that the members' configs name, ascending."""
     config = repo / "light" / CONFIG

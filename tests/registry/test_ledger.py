@@ -153,6 +153,19 @@ def test_an_intended_row_stays_open_until_an_outcome_follows(ledger: Ledger) -> 
     assert open_move(ledger.rows()) is None
 
 
+def test_a_pin_waits_until_it_is_served_replaced_or_tried(ledger: Ledger) -> None:
+    def waits() -> int | None:
+        row = pinned_for_next_start(ledger.rows())
+        return row.to_version if row else None
+
+    for after, version, waiting in (
+        ("pinned", 2, 2), ("intended", 3, 2), ("undone", 3, 2), ("failed", 3, 2), ("undone", 2, None),
+        ("pinned", 3, 3), ("pinned", 4, 4), ("served", 5, None),
+    ):  # fmt: skip
+        ledger.append(entry(state=after, to_version=version))
+        assert waits() == waiting, after
+
+
 def test_a_freeze_holds_until_unfreeze_and_says_who_and_why(ledger: Ledger) -> None:
     with pytest.raises(UsageError, match="needs a reason"):
         ledger.freeze(actor="bo", now=NOW, reason=" ")
