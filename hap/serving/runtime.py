@@ -82,18 +82,21 @@ def require_server(ws: Workspace) -> ServerState:
     return state
 
 
-def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> ServerState | None:
+def start(
+    ws: Workspace, params: Params, detach: bool, tied: bool = False, when_ready: Callable[[], None] = lambda: None
+) -> ServerState | None:
     """Start the server: in this process until it is stopped, or detached; then the state of the ready server is returned.
 
     Args:
         tied: a detached server that ends when this process does, however it ends.
+        when_ready: called once, in this process, when the server is ready.
 
     Raises:
         ServingError: Triton is not installed, or the server did not come up; its last words are repeated.
         Busy: a server runs for this workspace already, or a port is taken.
     """
     if not detach:
-        serve(ws, params.serving, log=print_line)
+        serve(ws, params.serving, print_line, when_ready)
         return None
     _check(ws, params.serving)
     ws.state.mkdir(parents=True, exist_ok=True)
@@ -119,6 +122,7 @@ def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> Se
         words = (ws.state / "serve.log").read_bytes()[begun:].decode(errors="replace").strip().splitlines()
         raise ServingError(words[-1].split("error: ")[-1] if words else f"the server did not start; see {ws.state / 'triton.log'}")
     threading.Thread(target=child.wait, daemon=True).start()  # reaps it, should it end before this process does
+    when_ready()
     return state
 
 
@@ -151,8 +155,11 @@ def _give_up(ws: Workspace, child: subprocess.Popen[bytes]) -> None:
         _end_leftovers(ws)
 
 
-def serve(ws: Workspace, settings: Serving, log: Log) -> None:
+def serve(ws: Workspace, settings: Serving, log: Log, when_ready: Callable[[], None] = lambda: None) -> None:
     """Run and watch the server until SIGTERM or SIGINT; must be called in the main thread.
+
+    Args:
+        when_ready: called once, when the server is ready and before it is watched.
 
     Raises:
         ServingError: Triton is not installed, or the server does not come up.
@@ -167,7 +174,7 @@ def serve(ws: Workspace, settings: Serving, log: Log) -> None:
     try:
         with server.until_signalled() as ended:
             _check(ws, settings)
-            _Watch(ws, settings, log, ended).run()
+            _Watch(ws, settings, log, ended).run(when_ready)
     finally:
         lock.release()
 
@@ -184,12 +191,14 @@ class _Watch:
         self.shm_prefix = f"hap_{os.getpid()}_"
         self.canary = Canary(ws.triton, f"{settings.host}:{settings.grpc_port}", settings.deadline_s)
 
-    def run(self) -> None:
+    def run(self, when_ready: Callable[[], None]) -> None:
         words = self.ws.state / "triton.log"
         if words.exists():
             os.replace(words, words.with_suffix(".log.1"))
         try:
             self._start()
+            if not self.ended.is_set():
+                when_ready()
             self._watch()
         finally:
             if hasattr(self, "process") and self.process.poll() is None:
@@ -374,7 +383,7 @@ def print_line(line: str) -> None:
 def main(words: list[str]) -> int:
     """The detached supervisor: ROOT and the serving parameters as JSON."""
     try:
-        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), log=print_line)
+        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), print_line)
     except HapError as error:
         print_line(f"error: {error}")
         return error.exit_code

@@ -234,5 +234,5 @@ def test_mlflow_that_fails_after_the_switch_leaves_a_note_and_is_repaired(ws, pa
     with monkeypatch.context() as patch:
         patch.setattr(versions, "set_alias", away)
         done = promote(2)
-    assert done.outcome == "served" and "was not moved, the next repair does it: MLflow refused" in done.notes[-1]
+    assert done.outcome == "served" and "was not moved, `hapctl promote --model v2` does it later: MLflow refused" in done.notes[-1]
     assert promotion.repair(ws, params, now=NOW, server=server) == ["MLflow's alias champion points at v2 now"]
