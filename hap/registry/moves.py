@@ -162,12 +162,20 @@ def _written(desk: Desk, row: Row, state: State, why: str, decided_on: int) -> s
 
 
 def _render(desk: Desk, versions: Iterable[int | None], fetch: bool) -> None:
-    """Render those of the versions that are not."""
+    """Render those of the versions that are not, and lay anew what is damaged of the others and of what is loaded beside them.
+
+    The latter as far as their bundles are here.
+    """
     repo, serving = desk.ws.triton, desk.params.serving
-    for version in set(versions) - {None, *repository.rendered(repo)}:
+    there = set(repository.rendered(repo))
+    for version in {*versions, *(there & set(repository.loaded(repo)))} - {None}:
         assert version is not None
-        bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
-        repository.render(bundle, version, repo, serving.backend, serving.tensorrt)
+        if version in there:
+            with contextlib.suppress(HapError):  # it stands, and may well be sound
+                repository.render(local(desk.ws, version), version, repo, serving.backend, serving.tensorrt)
+        else:
+            bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
+            repository.render(bundle, version, repo, serving.backend, serving.tensorrt)
 
 
 def repaired(desk: Desk, fetch: bool) -> list[str]:

@@ -59,6 +59,20 @@ def test_rendering_again_changes_nothing_and_another_bundle_is_refused(repo: Pat
         repository.render(bundles[2], 1, repo)
 
 
+def test_rendering_again_lays_anew_what_is_missing_or_damaged_and_nothing_else(repo: Path, bundles: dict[int, Bundle]) -> None:
+    (repo / "light/1/model.onnx").write_bytes(b"torn")
+    (repo / "hard_select/1/model.py").unlink()
+    (repo / "expressive/1/model.py").write_text("# an older runner")
+    (repo / "hap/1/schema.json").write_bytes(b"{")
+    with pytest.raises(DataError, match=r"hap/1/schema\.json does not read"):
+        repository.pin(repo, 1, [1, 2])
+    before = (repo / "expressive/1").stat().st_mtime_ns
+    repository.render(bundles[1], 1, repo)
+    repository.check(repo, 1)
+    assert (repo / "light/1/model.onnx").read_bytes() == bundles[1].graph("light").read_bytes()
+    assert (repo / "expressive/1").stat().st_mtime_ns == before
+
+
 def test_a_half_rendered_version_does_not_count_and_is_finished(repo: Path, bundles: dict[int, Bundle]) -> None:
     (repo / "hap/2/schema.json").unlink()
     for part in (repo / "hap/2").iterdir():

@@ -216,6 +216,24 @@ def test_a_served_repository_that_was_deleted_is_rendered_again(ws, params, serv
     assert server.serves() == 1
 
 
+def test_what_is_damaged_in_the_served_repository_is_laid_anew_from_the_bundles_here(ws, params, server, ledger, promote, rollback) -> None:
+    promote(1)
+    promote(2)
+    graph = ws.triton / "expressive" / "2" / "model.onnx"
+    graph.write_bytes(b"torn")
+    shutil.rmtree(ws.triton / "light" / "1")
+    server._save({})  # a start that could not load v2
+    assert rollback().version == 1 and server.serves() == ledger.served() == 1
+    graph.write_bytes(b"torn")
+    (ws.triton / "hap_all" / "2" / "README").unlink()
+    (ws.triton / "hap_all" / "2").rmdir()
+    assert promote(2).outcome == "served" and server.serves() == 2
+    graph.unlink()
+    server._save({})
+    assert len(promotion.repair(ws, params, now=NOW, server=server, alias=False)) == 1
+    assert server.serves() == 2
+
+
 def test_a_lost_ledger_takes_down_nothing(ws, params, server, promote) -> None:
     promote(1)
     (ws.registry / "ledger.db").unlink()
