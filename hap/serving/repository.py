@@ -138,7 +138,8 @@ def rendered(repo: Path) -> list[int]:
 def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
     """Rewrite which versions the members load, and which one `hap` and `hap_all` are; None leaves the server without a champion.
 
-    Each config is replaced whole; what runs changes when Triton is told to load.
+    Without a version to load, the members' configs stay and name none. Each config is replaced whole; what runs changes when Triton is
+    told to load.
 
     Raises:
         NotFound: a version is not rendered.
@@ -149,11 +150,11 @@ def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
         raise NotFound(f"v{missing[0]} is not rendered in {repo}; rendered: {', '.join(f'v{n}' for n in there) or 'none'}")
     if champion is not None and champion not in versions:
         raise DataError(f"the champion v{champion} must be among the loaded versions {versions}: without its members `hap` goes down")
-    if versions:
-        backend, prepared = _backend(repo), [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
-        schemas = [schema_of(repo, version)["features"] for version in versions]
-        warm_up = warmup.common_shapes(schemas) if backend == "onnxruntime" else None
-        for name in GRAPHS:
+    backend, prepared = _backend(repo), [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
+    schemas = [schema_of(repo, version)["features"] for version in versions]
+    warm_up = warmup.common_shapes(schemas) if schemas and backend == "onnxruntime" else None
+    for name in GRAPHS:
+        if versions or (repo / name / CONFIG).exists():
             _rewrite(repo / name / CONFIG, _member(name, backend, versions, prepared, warm_up))
     for name in ENSEMBLES:
         if champion is None:
@@ -337,7 +338,7 @@ def _member(
     """A member's config.pbtxt; `prepared` says of each version what it has for a GPU, None of one for the CPU."""
     inputs, outputs = WIRING[name]
     for_gpu = [one for one in prepared if one is not None]
-    on_gpu = len(for_gpu) == len(versions) and name not in tensorrt.ON_CPU
+    on_gpu = bool(for_gpu) and len(for_gpu) == len(versions) and name not in tensorrt.ON_CPU
     return _template(
         "member.pbtxt.j2",
         name=name,

@@ -43,6 +43,25 @@ def test_without_a_champion_there_is_no_ensemble(repo: Path) -> None:
     assert repository.loaded(repo) == [1]
 
 
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_with_nothing_to_load_no_version_is_held(bundles: dict[int, Bundle], tmp_path: Path, backend: repository.Backend) -> None:
+    repo = tmp_path / backend
+    repository.pin(repo, None, [])
+    assert not repo.exists()
+    repository.render(bundles[1], 1, repo, backend)
+    repository.pin(repo, None, [])
+    repository.check(repo, 1)
+    assert repository.loaded(repo) == [] and repository.rendered(repo) == [1]
+    repository.remove(repo, 1)
+    assert repository.rendered(repo) == []
+    other: repository.Backend = "python" if backend == "onnxruntime" else "onnxruntime"
+    with pytest.raises(DataError, match=f"is rendered for the {backend} backend"):
+        repository.render(bundles[1], 1, repo, other)
+    repository.render(bundles[1], 1, repo, backend)
+    repository.pin(repo, 1, [1])
+    repository.check(repo, 1)
+
+
 def test_a_champion_must_be_rendered_and_loaded(repo: Path) -> None:
     with pytest.raises(NotFound, match="v7 is not rendered"):
         repository.pin(repo, 7, [7])
