@@ -1,5 +1,6 @@
 """Against the real server: these tests start, break and switch it."""
 
+import base64
 import os
 import signal
 import socket
@@ -8,13 +9,18 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 import pytest
 
+from benchmarks.switch import http_body
+from hap import durable
 from hap.errors import Busy, DataError, ServingError
 from hap.serving import repository, runtime, server
 from hap.serving.bundle import GRAPHS, Bundle
@@ -149,6 +155,32 @@ def test_every_address_is_loopback(served: Served) -> None:
     ]
     assert {address.port for address in listening} == {state.http_port, state.grpc_port, state.metrics_port}
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_over_http_nobody_loads_or_unloads_a_model_and_everybody_scores(served: Served) -> None:
+    state = runtime.require_server(served.ws)
+
+    def ask(path: str, body: bytes, **headers: str) -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{state.http_port}/v2/{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    model = orjson.dumps({"parameters": {"config": "{}", "file:1/model.py": base64.b64encode(b"import os").decode()}})
+    changes = {
+        "repository/models/hap/unload": b"{}",
+        "repository/models/mine/load": model,
+        "repository/index": b"{}",
+        "systemsharedmemory/region/mine/register": orjson.dumps({"key": "/mine", "offset": 0, "byte_size": 64}),
+        "logging": b'{"log_file": "/tmp/mine"}',
+    }
+    assert {path: ask(path, body) for path, body in changes.items()} == dict.fromkeys(changes, 403)
+    header, content = http_body(request_of(20))
+    words = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    assert ask("models/hap/infer", header + content, **words) == 200
+    assert answers(served)
 
 
 def test_an_empty_repository_serves_nobody_and_says_so(tmp_path: Path) -> None:
