@@ -8,6 +8,7 @@ Files in .hap/: server.json (who serves, where), serve.lock (one supervisor), se
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ READY_S = 60.0  # a start that takes longer has failed; 3-6 s is usual
 MISSES = 2  # canaries in a row that may fail before the server is restarted; a dead server or stub is restarted at once
 WORST_BACKOFF_S = 30.0
 _CLOCK_SLACK_S = 1.0  # psutil's start times are rounded
+_OWN_PREFIX = re.compile(r"hap_[0-9]+_")
 
 Log = Callable[[str], None]
 
@@ -201,26 +203,26 @@ class _Watch:
                 when_ready()
             self._watch()
         finally:
-            if hasattr(self, "process") and self.process.poll() is None:
-                self._finish_ensembles()
+            drained = hasattr(self, "process") and self.process.poll() is None and self._finish_ensembles()
             self.canary.close()
             if hasattr(self, "process"):
-                server.end(self.process, self.shm_prefix, drain=True)
+                server.end(self.process, self.shm_prefix, drain=drained)
             (self.ws.state / "server.json").unlink(missing_ok=True)
         self.log("server stopped")
 
-    def _finish_ensembles(self) -> None:
-        """Take the ensembles out and let what they were asked be answered.
+    def _finish_ensembles(self) -> bool:
+        """Take the ensembles out and let what they were asked be answered; whether that was done in time.
 
         A server that is told to end closes its members at once, and a request between two of its steps would be refused.
         """
-        client = self.canary.client
+        client, until = self.canary.client, time.monotonic() + server.EXIT_TIMEOUT_S
         try:
             for name in repository.ENSEMBLES:
                 client.unload(name)
-            server.wait_for(lambda: all(client.is_gone(name) for name in repository.ENSEMBLES), server.EXIT_TIMEOUT_S)
+            return server.wait_for(lambda: all(client.is_gone(name) for name in repository.ENSEMBLES), until - time.monotonic())
         except ServingError as error:
             self.log(f"what is in flight may be refused: {error}")
+            return False
 
     def _start(self) -> None:
         """Start the server with what is pinned, wait for it, and publish its state.
@@ -346,9 +348,11 @@ def _end_leftovers(ws: Workspace) -> bool:
 
 def _read_state(ws: Workspace) -> ServerState | None:
     try:
-        return ServerState(**orjson.loads((ws.state / "server.json").read_bytes()))
+        state = ServerState(**orjson.loads((ws.state / "server.json").read_bytes()))
     except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
         return None
+    # Files are removed by this prefix: one that no server of ours has, as in a workspace that came from elsewhere, names other people's.
+    return state if isinstance(state.shm_prefix, str) and _OWN_PREFIX.fullmatch(state.shm_prefix) else None
 
 
 def _is_alive(pid: int, started: float) -> bool:
