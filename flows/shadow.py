@@ -146,7 +146,7 @@ def shadow(
         notes: list[str] = []
         with _staged(ws, params, bundle, version, server, now, notes) as names:
             say(f"{label(version)} is loaded beside {label(champion)}; served requests are read below {log} as their files are finished")
-            before = {name: server.spent(name) for name in (*names, *names.values())}
+            before = {name: _spent(server, name) for name in (*names, *names.values())}
             until = time.monotonic() + (float("inf") if seconds is None else seconds)
 
             def over(wait_s: float = 0.0) -> bool:
@@ -311,6 +311,7 @@ def _require_columns(wanted: Features, held: Features, version: int, champion: i
 
 
 def _spent(server: HapClient, name: str) -> Stats:
+    """Nothing where the server is away: the shadow goes on without its times."""
     try:
         return server.spent(name)
     except ServingError:
@@ -322,7 +323,7 @@ def _mean_ms(before: dict[str, Stats], after: dict[str, Stats], names: Any, vers
     count = spent = 0
     for name in names:
         (first, first_ns), (last, last_ns) = before[name].get(version, (0, 0)), after[name].get(version, (0, 0))
-        if last < first:  # a server that was restarted begins anew
+        if not before[name] or last < first:  # a server that was restarted begins anew
             return None
         count, spent = count + last - first, spent + last_ns - first_ns
     return spent / count / 1e6 if count else None

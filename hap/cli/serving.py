@@ -4,13 +4,16 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hap.cli.options import DryRun, Json, Root, Url, answer, day_of
-from hap.errors import DataError, UsageError
-from hap.workspace import find_workspace
+from hap.errors import DataError, HapError, UsageError
+from hap.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from hap.params import Params
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +32,8 @@ def serve(
     dry_run: DryRun = False,
 ) -> None:
     """Start the Triton server of a workspace and watch it; without a champion it is up and empty.
+
+    What a killed promotion left is settled then, and a version that was pinned for this start is written down as served.
 
     With --url or serving.url nothing is started: the Triton there is asked each second, and what changes is told.
 
@@ -61,10 +66,27 @@ def serve(
         ports = f"gRPC {settings.grpc_port}, HTTP {settings.http_port}, metrics {settings.metrics_port}"
         typer.echo(f"would serve {ws.triton} on {settings.host}: {ports}")
         return
-    state = runtime.start(ws, params, detach)
+    state = runtime.start(ws, params, detach, when_ready=lambda: _settle(ws, params))
     if state is not None:
         champion = f"v{state.champion}" if state.champion else "no champion yet"
         typer.echo(f"serving {champion} on gRPC {state.grpc_url} (pid {state.pid}); end it with `hapctl stop --root {ws.root}`")
+
+
+def _settle(ws: Workspace, params: "Params") -> None:
+    """Have the ledger and the server that was just started agree; where that fails, the server is there all the same."""
+    import datetime as dt
+
+    from hap.registry import promotion
+    from hap.registry.ledger import default_actor
+    from hap.serving.remote import server_of
+    from hap.serving.runtime import print_line
+
+    try:
+        with server_of(ws, params.serving) as server:
+            for note in promotion.repair(ws, params, now=dt.datetime.now(dt.UTC), server=server, actor=default_actor(), alias=False):
+                print_line(note)
+    except (HapError, OSError) as error:
+        print_line(f"what serves was not compared with the ledger, the next `hapctl promote` does it: {error}")
 
 
 def stop(root: Root = None, dry_run: DryRun = False) -> None:
@@ -213,5 +235,5 @@ def _lines(file: Path):  # type: ignore[no-untyped-def]
                 try:
                     # The standard parser reads NaN, which orjson does not: then the column that holds it can be named.
                     yield f"{file}, line {number}", json.loads(line)
-                except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
                     raise DataError(f"{file}, line {number}: not JSON ({error})") from None

@@ -18,7 +18,7 @@ class Promotion(Strict):
 
 
 class Ledger(Strict):
-    url: str | None = Field(default=None, description="SQLAlchemy URL; null: registry/ledger.db of the workspace")
+    url: str | None = Field(default=None, description="SQLAlchemy URL, a file's path from the workspace on; null: registry/ledger.db")
 
 
 class Mlflow(Strict):

@@ -13,7 +13,7 @@ import datetime as dt
 import getpass
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,12 +68,15 @@ class Overtaken(Busy):
 class Ledger:
     """The ledger at one SQLAlchemy URL, SQLite or PostgreSQL; the table is made by the first write.
 
+    Args:
+        root: what the relative path of a SQLite file counts from.
+
     Raises (every method):
         HapError: the database cannot be reached or read.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = parse_url(url)
+    def __init__(self, url: str | sa.URL, root: Path = Path()) -> None:
+        self._url = parse_url(url, root)
 
     def append(self, entry: Entry, after_move: int | None = None) -> Row:
         """Add one row at the end of the chain and return it; durable when this returns.
@@ -85,6 +88,7 @@ class Ledger:
             Overtaken: it is another one.
             Busy: another process wrote at the same moment, or holds the database for more than half a minute.
         """
+        entry = replace(entry, actor=_utf8(entry.actor), reason=_utf8(entry.reason))
         if (database := self._sqlite_file()) is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -126,7 +130,11 @@ class Ledger:
 
     def rows(self) -> list[Row]:
         """Every row, oldest first."""
-        return [_row(values) for values in self._read()]
+        stored = self._read()
+        try:
+            return [_row(values) for values in stored]
+        except (ValueError, TypeError):
+            raise HapError(f"the ledger at {self._where()} holds a row that hap did not write; `hapctl ledger` names it") from None
 
     def verify(self) -> int:
         """Check the chain and return the number of rows.
@@ -190,8 +198,7 @@ class Ledger:
             raise Overtaken(f"somebody else was here meanwhile: the ledger's last move is {written}{f' (row {last.id})' if last else ''}")
 
     def _sqlite_file(self) -> Path | None:
-        name = self._url.database
-        return Path(name) if self._url.get_backend_name() == "sqlite" and name not in (None, "", ":memory:") else None
+        return Path(str(self._url.database)) if self._url.get_backend_name() == "sqlite" else None
 
     def _where(self) -> str:
         return self._url.render_as_string(hide_password=True)
@@ -203,7 +210,8 @@ class Ledger:
 
 def open_ledger(ws: Workspace, params: Params) -> Ledger:
     """The ledger that params.yaml names, else registry/ledger.db of the workspace."""
-    return Ledger(params.ledger.url or f"sqlite:///{ws.registry / 'ledger.db'}")
+    own = sa.URL.create("sqlite", database=str(ws.registry / "ledger.db"))
+    return Ledger(params.ledger.url or own, ws.root)
 
 
 def default_actor() -> str:
@@ -255,9 +263,19 @@ def last_move(rows: Iterable[Row]) -> int:
 
 
 def pinned_for_next_start(rows: Iterable[Row]) -> Row | None:
-    """The `pinned` row that still waits for a server to start with it."""
-    settled = [row for row in rows if row.action in MOVES and row.state in ("served", "pinned")]
-    return settled[-1] if settled and settled[-1].state == "pinned" else None
+    """The `pinned` row that still waits for a server to start with it.
+
+    It goes on waiting behind a move of another version that came to nothing. One of its own version, such as its start, ends the wait.
+    """
+    waiting: Row | None = None
+    for row in rows:
+        if row.action not in MOVES or row.state == "intended":
+            continue
+        if row.state in ("pinned", "served"):
+            waiting = row if row.state == "pinned" else None
+        elif waiting is not None and row.to_version == waiting.to_version:
+            waiting = None
+    return waiting
 
 
 def freeze_in_force(rows: Iterable[Row]) -> Row | None:
@@ -314,6 +332,11 @@ def refuse_if_frozen(rows: Iterable[Row]) -> None:
         raise Refused(
             f"promotions are frozen since {_iso(frozen.at)} by {frozen.actor}: {frozen.reason}; `hapctl unfreeze` allows them again"
         )
+
+
+def _utf8(text: str) -> str:
+    """Text that any database and JSON can keep: what a terminal of another encoding made no UTF-8 of is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _columns(entry: Entry, number: int) -> dict[str, Any]:

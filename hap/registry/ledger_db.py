@@ -57,21 +57,29 @@ for _dialect, _statements in _GUARDS.items():
         sa.event.listen(TABLE, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))
 
 
-def parse_url(text: str) -> sa.URL:
+def parse_url(given: str | sa.URL, root: Path = Path()) -> sa.URL:
     """A SQLAlchemy URL of SQLite or PostgreSQL; the latter speaks through psycopg where no driver is named.
+
+    Args:
+        root: what a relative path of a SQLite file counts from. By the folder that a command is typed in there would be many ledgers.
 
     Raises:
         HapError: the text is no URL.
-        UsageError: it names another database.
+        UsageError: it names another database, or a SQLite one that is no file.
     """
     try:
-        url = sa.make_url(text)
+        url = sa.make_url(given)
     except sa.exc.ArgumentError:
-        raise HapError(f"ledger.url {text!r} is not a SQLAlchemy URL; write for example sqlite:////srv/hap/ledger.db") from None
-    kind = url.get_backend_name()
+        raise HapError(f"ledger.url {given!r} is not a SQLAlchemy URL; write for example sqlite:////srv/hap/ledger.db") from None
+    kind, shown = url.get_backend_name(), url.render_as_string(hide_password=True)
     if kind not in ("sqlite", *_POSTGRES):
-        shown = url.render_as_string(hide_password=True)
         raise UsageError(f"ledger.url {shown!r} names {kind}; the ledger guards its rows in sqlite and postgresql only")
+    if kind == "sqlite":
+        if url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
+            raise UsageError(
+                f"ledger.url {shown!r} names no file, and a ledger has to last; write for example sqlite:////srv/hap/ledger.db"
+            )
+        return url.set(database=str(root / str(url.database)))
     return url.set(drivername="postgresql+psycopg") if url.drivername in _POSTGRES else url
 
 
@@ -107,9 +115,6 @@ def alone(url: sa.URL, purpose: str, now: dt.datetime) -> Iterator[None]:
     """
     doing = "is changing what serves"
     if _is_sqlite(url):
-        if url.database in (None, "", ":memory:"):
-            yield
-            return
         file = Path(str(url.database))
         with exclusive_in(file.parent, f".{file.name}.promotion", doing, purpose, now):
             yield

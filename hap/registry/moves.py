@@ -60,15 +60,19 @@ class Desk:
             evidence={**evidence, **whereabouts(self.ws)},
         )
 
-    def outcome(self, row: Row, state: State, reason: str | None = None, **evidence: Any) -> None:
+    def outcome(self, row: Row, state: State, reason: str | None = None, decided_on: int | None = None, **evidence: Any) -> None:
         """Append what the move of an `intended` or `pinned` row came to.
 
+        Args:
+            decided_on: the last move that was known; the row itself where None. Behind a pin that waited others may stand, undone.
+
         Raises:
-            Overtaken: somebody else has settled it already.
+            Overtaken: somebody else has written a move since.
         """
         said = {field.name: getattr(row, field.name) for field in dataclasses.fields(Entry)}
         said |= {"at": self.clock(), "state": state, "evidence": {**row.evidence, **evidence}}
-        self.ledger.append(Entry(**said | ({} if reason is None else {"reason": reason})), after_move=row.id)
+        said |= {} if reason is None else {"reason": reason}
+        self.ledger.append(Entry(**said), after_move=row.id if decided_on is None else decided_on)
 
 
 def carry_out(desk: Desk, entry: Entry, rows: Sequence[Row], bundle_of: Callable[[], Bundle], offline: bool) -> Switched | None:
@@ -110,17 +114,19 @@ def _undo(desk: Desk, row: Row, why: str, known: Sequence[Row]) -> str:
     Args:
         known: the ledger's rows as last read; what served by them comes back where the ledger is away.
     """
+    decided_on = max(row.id, journal.last_move(known))
     with contextlib.suppress(HapError):
         known = desk.ledger.rows()
-    truth, overtaken = journal.served(known), journal.last_move(known) > row.id
+    truth, overtaken = journal.served(known), journal.last_move(known) > decided_on
     still = f"{label(truth)} serves" if truth is not None else "there is no champion"
     still += "" if overtaken else " as before" if truth is not None else ", as before"
     try:
-        _render_absent(desk, {truth}, fetch=True)
+        _render(desk, {truth}, fetch=True)
         restore(desk.live, desk.ws.triton, truth, [journal.previous_served(known)])
+        still += _waits_again(desk, known, row.to_version, truth)
     except (HapError, OSError) as error:
-        return f"and restoring failed, too: {error}" + _written(desk, row, "failed", f"{why}; restoring failed, too: {error}")
-    still += _written(desk, row, "undone", why)
+        return f"and restoring failed, too: {error}" + _written(desk, row, "failed", f"{why}; restoring failed, too: {error}", decided_on)
+    still += _written(desk, row, "undone", why, decided_on)
     if row.to_version is not None and row.to_version not in journal.served_stack(known):
         with contextlib.suppress(HapError):  # its files may be the fault: the next try fetches and renders them anew
             repository.remove(desk.ws.triton, row.to_version)
@@ -128,10 +134,26 @@ def _undo(desk: Desk, row: Row, why: str, known: Sequence[Row]) -> str:
     return still
 
 
-def _written(desk: Desk, row: Row, state: State, why: str) -> str:
+def _waits_again(desk: Desk, known: Sequence[Row], failed: int | None, truth: int | None) -> str:
+    """Pin what waited for the next start before another version's move failed; what was said of it, in words."""
+    waiting = journal.pinned_for_next_start(known)
+    if waiting is None or waiting.to_version in (None, failed):
+        return ""
+    _pin_waiting(desk, waiting, truth, fetch=True)
+    return f", {label(waiting.to_version)} waits for the next start"
+
+
+def _pin_waiting(desk: Desk, waiting: Row, truth: int | None, fetch: bool) -> None:
+    """Have the files say what waits for the next start; the server goes on with what it has."""
+    assert waiting.to_version is not None
+    _render(desk, {waiting.to_version, truth}, fetch)
+    repository.pin(desk.ws.triton, waiting.to_version, standing(desk.ws.triton, truth, waiting.to_version))
+
+
+def _written(desk: Desk, row: Row, state: State, why: str, decided_on: int) -> str:
     """Append what a failed move came to; where even that fails, as on a full disk, say who will."""
     try:
-        desk.outcome(row, state, why)
+        desk.outcome(row, state, why, decided_on)
     except Overtaken as overtaken:
         return f"; {overtaken}"
     except HapError as error:
@@ -139,13 +161,21 @@ def _written(desk: Desk, row: Row, state: State, why: str) -> str:
     return ""
 
 
-def _render_absent(desk: Desk, versions: Iterable[int | None], fetch: bool) -> None:
-    """Render those of the versions that are not."""
+def _render(desk: Desk, versions: Iterable[int | None], fetch: bool) -> None:
+    """Render those of the versions that are not, and lay anew what is damaged of the others and of what is loaded beside them.
+
+    The latter as far as their bundles are here.
+    """
     repo, serving = desk.ws.triton, desk.params.serving
-    for version in set(versions) - {None, *repository.rendered(repo)}:
+    there = set(repository.rendered(repo))
+    for version in {*versions, *(there & set(repository.loaded(repo)))} - {None}:
         assert version is not None
-        bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
-        repository.render(bundle, version, repo, serving.backend, serving.tensorrt)
+        if version in there:
+            with contextlib.suppress(HapError):  # it stands, and may well be sound
+                repository.render(local(desk.ws, version), version, repo, serving.backend, serving.tensorrt)
+        else:
+            bundle = fetched(desk.ws, desk.params, version) if fetch else local(desk.ws, version)
+            repository.render(bundle, version, repo, serving.backend, serving.tensorrt)
 
 
 def repaired(desk: Desk, fetch: bool) -> list[str]:
@@ -176,28 +206,30 @@ def repaired(desk: Desk, fetch: bool) -> list[str]:
     truth = journal.served(rows)
     wanted = waiting.to_version if waiting is not None else truth
     follows = waiting is not None or desk.live is None or answers_as(desk.live, truth)
-    pinned = repository.pinned(repo)
     if wanted is None:  # a lost ledger must not take down what serves
+        pinned = repository.pinned(repo)
         return [f"the pins say {label(pinned)}, but the ledger knows of no version that served"] if pinned is not None else []
-    if pinned == wanted and follows:
+    if follows and repository.stands(repo, wanted):
         return []
-    _render_absent(desk, {wanted, truth}, fetch)
     if waiting is not None:
-        repository.pin(repo, wanted, standing(repo, truth, wanted))
+        _pin_waiting(desk, waiting, truth, fetch)
     else:
+        _render(desk, {truth}, fetch)
         restore(desk.live, repo, truth, [journal.previous_served(rows)])
     return [f"{label(wanted)} is what the ledger says, and was not what the server or its pins said: repaired"]
 
 
 def _settle(desk: Desk, row: Row, what: str, rows: Sequence[Row]) -> str:
     """End a move that was killed or only pinned: finished where its version answers the golden requests, else undone."""
-    target = row.to_version
-    if target is not None and desk.live is not None and repository.pinned(desk.ws.triton) == target and answers_as(desk.live, target):
+    target, repo = row.to_version, desk.ws.triton
+    if target is not None and desk.live is not None and repository.pinned(repo) == target and answers_as(desk.live, target):
         try:
             requests, largest = replay(desk.live, local(desk.ws, target), target, desk.params.gate.max_parity)
         except HapError as error:
             return f"{what}, but {error}: undone, {_undo(desk, row, f'{what}, but {error}', rows)}"
-        desk.outcome(row, "served", settled_by=desk.actor, replay={"requests": requests, "max_abs_diff": largest})
+        repository.pin(repo, target, standing(repo, journal.served(rows), target))  # a kill may have come between two of its files
+        decided_on = max(row.id, journal.last_move(rows))
+        desk.outcome(row, "served", decided_on=decided_on, settled_by=desk.actor, replay={"requests": requests, "max_abs_diff": largest})
         return f"{what} and answers its golden requests: {label(target)} serves"
     return f"{what}: undone, {_undo(desk, row, what, rows)}"
 

@@ -139,8 +139,8 @@ def rollback(
 ) -> Promotion:
     """Go back to the version that served before the current one, or take back a pin that waits for the next start.
 
-    Works from what is on this host, so it works while MLflow is down; the alias follows with the next promotion or repair. A freeze does
-    not stop it.
+    Works from what is on this host, so it works while MLflow is down; the alias follows with the next promotion, be it of the same
+    version. A freeze does not stop it.
 
     Raises:
         NotFound: nothing served before, or its bundle is not on this host.
@@ -165,7 +165,8 @@ def rollback(
         entry = desk.entry("rollback", leaving, target, reason, False, {})
         switched = carry_out(desk, entry, rows, lambda: local(ws, target), offline)
         if switched is not None:
-            notes += [*_tidy(desk), "MLflow's alias champion follows with the next promotion or repair"]
+            follows = f"MLflow's alias champion follows with the next promotion; `hapctl promote --model {label(target)}` moves it now"
+            notes += [*_tidy(desk), follows]
     return dataclasses.replace(planned, outcome="served" if switched else "pinned", switched=switched, notes=tuple(notes))
 
 
@@ -247,4 +248,4 @@ def _follow_alias(ws: Workspace, params: Params, version: int) -> list[str]:
         versions.set_alias(ws, params, "champion", version)
         return [f"MLflow's alias champion points at {label(version)} now"]
     except HapError as error:
-        return [f"MLflow's alias champion was not moved, the next repair does it: {error}"]
+        return [f"MLflow's alias champion was not moved, `hapctl promote --model {label(version)}` does it later: {error}"]

@@ -14,6 +14,7 @@ from hap.errors import DataError, ServingError
 from hap.serving import repository
 from hap.serving.bundle import Golden, read_golden
 from hap.serving.client import HapClient, NoChampion
+from hap.serving.server import EXIT_TIMEOUT_S
 from hap.serving.wire import StubDied
 
 MAX_DIFFERENCE = 1e-3  # of a score from the golden one
@@ -32,7 +33,8 @@ class Canary:
 
     def __init__(self, repo: Path, grpc_url: str, deadline_s: float) -> None:
         self.repo = repo
-        self.client = HapClient(grpc_url, deadline_s, retries=0)  # the watch counts misses itself
+        # The watch counts misses itself, and loads nothing: it unloads at the end, for which a hung server has no minute.
+        self.client = HapClient(grpc_url, deadline_s, load_deadline_s=EXIT_TIMEOUT_S, retries=0)
         self._golden: dict[tuple[int, int], Golden] = {}  # by version and time of its file
         self._seen = False
 

@@ -6,6 +6,7 @@ The ensembles carry the number of the version they serve, so an answer's own mod
 """
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from hap.errors import DataError, NotFound
 from hap.params import TensorRT
 from hap.project import project_file
 from hap.serving import tensorrt, warmup
-from hap.serving.bundle import GOLDEN, GRAPHS, SCHEMA, Bundle, write_golden
+from hap.serving.bundle import GOLDEN, GRAPHS, SCHEMA, Bundle, sha256_file, write_golden
 from hap.serving.request import TENSORS
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ _ONNX_TYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT64": "tensor(int64)", "TYP
 def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python", gpu: TensorRT | None = None) -> None:
     """Lay a bundle into the repository as version N of every member; nothing is loaded or pinned by it.
 
-    A version that is rendered already is left as it is.
+    Of a version that is rendered already only what is missing or damaged is laid anew, as it was rendered.
 
     Args:
         gpu: have the onnxruntime backend run it through TensorRT; None leaves it on the CPU.
@@ -76,26 +77,17 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
             "and promote again"
         )
     marker = repo / _MARKED / str(version)
-    if marker.is_dir():
-        if orjson.loads((marker / SCHEMA).read_bytes())["digest"] != bundle.digest:
+    if (held := _digest_of(marker)) is not None:
+        if held != bundle.digest:
             raise DataError(f"{repo} holds another bundle as v{version}; a version never changes, remove the folder if it is not served")
+        _lay(bundle, version, repo, backend, distinct=tensorrt.read(marker) is not None)
         return
     prepared = tensorrt.prepared(bundle, gpu, GRAPHS) if gpu else None
     warm_up = warmup.common_shapes([bundle.features.model_dump()]) if backend == "onnxruntime" else None
+    _lay(bundle, version, repo, backend, distinct=gpu is not None)
     for name in GRAPHS:
-        with durable.new_directory(repo / name / str(version)) as folder:
-            if gpu is None:
-                shutil.copyfile(bundle.graph(name), folder / "model.onnx")
-            else:
-                durable.write_bytes(folder / "model.onnx", tensorrt.distinct(bundle.graph(name)))
-            if backend == "python":
-                shutil.copyfile(project_file("triton_repo") / "runner.py", folder / "model.py")
-                # A plain file here keeps the stub from writing bytecode: a changed folder makes Triton reload the member at every switch.
-                durable.write_bytes(folder / "__pycache__", b"")
         if not (repo / name / CONFIG).exists():
             durable.write_text(repo / name / CONFIG, _member(name, backend, [version], [prepared], warm_up))
-    with durable.new_directory(repo / "hap_all" / str(version)) as folder:
-        durable.write_text(folder / "README", "An ensemble has no files of its own; the folder makes it a version.\n")
     with durable.new_directory(marker) as folder:
         schema = orjson.loads((bundle.path / SCHEMA).read_bytes())
         durable.write_json(folder / SCHEMA, {"digest": bundle.digest, "features": schema["features"], "route": schema["route"]})
@@ -103,6 +95,38 @@ def render(bundle: Bundle, version: int, repo: Path, backend: Backend = "python"
         write_golden(folder, answered[:1])  # the canary of the running server
         if gpu is not None:
             durable.write_json(folder / tensorrt.FILE, prepared)
+
+
+def _digest_of(marker: Path) -> str | None:
+    """The bundle that a marker speaks of; None where there is none, or it does not read."""
+    try:
+        return str(orjson.loads((marker / SCHEMA).read_bytes())["digest"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _lay(bundle: Bundle, version: int, repo: Path, backend: Backend, distinct: bool) -> None:
+    """The version folders of the members and of `hap_all`; those that hold what they must are left alone, times and all."""
+    runner = project_file("triton_repo") / "runner.py"
+    for name in GRAPHS:
+        folder = repo / name / str(version)
+        graph = tensorrt.distinct(bundle.graph(name)) if distinct else None
+        wanted = sha256_file(bundle.graph(name)) if graph is None else hashlib.sha256(graph).hexdigest()
+        whole = (folder / "model.onnx").is_file() and sha256_file(folder / "model.onnx") == wanted
+        if whole and (backend != "python" or (folder / "model.py").is_file()):  # the runner of an older hap goes on serving its versions
+            continue
+        with durable.new_directory(folder) as building:
+            if graph is None:
+                shutil.copyfile(bundle.graph(name), building / "model.onnx")
+            else:
+                durable.write_bytes(building / "model.onnx", graph)
+            if backend == "python":
+                shutil.copyfile(runner, building / "model.py")
+                # A plain file here keeps the stub from writing bytecode: a changed folder makes Triton reload the member at every switch.
+                durable.write_bytes(building / "__pycache__", b"")
+    if not (repo / "hap_all" / str(version)).is_dir():
+        with durable.new_directory(repo / "hap_all" / str(version)) as building:
+            durable.write_text(building / "README", "An ensemble has no files of its own; the folder makes it a version.\n")
 
 
 def rendered(repo: Path) -> list[int]:
@@ -114,7 +138,8 @@ def rendered(repo: Path) -> list[int]:
 def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
     """Rewrite which versions the members load, and which one `hap` and `hap_all` are; None leaves the server without a champion.
 
-    Each config is replaced whole; what runs changes when Triton is told to load.
+    Without a version to load, the members' configs stay and name none. Each config is replaced whole; what runs changes when Triton is
+    told to load.
 
     Raises:
         NotFound: a version is not rendered.
@@ -125,11 +150,11 @@ def pin(repo: Path, champion: int | None, loaded: Sequence[int]) -> None:
         raise NotFound(f"v{missing[0]} is not rendered in {repo}; rendered: {', '.join(f'v{n}' for n in there) or 'none'}")
     if champion is not None and champion not in versions:
         raise DataError(f"the champion v{champion} must be among the loaded versions {versions}: without its members `hap` goes down")
-    if versions:
-        backend, prepared = _backend(repo), [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
-        schemas = [schema_of(repo, version)["features"] for version in versions]
-        warm_up = warmup.common_shapes(schemas) if backend == "onnxruntime" else None
-        for name in GRAPHS:
+    backend, prepared = _backend(repo), [tensorrt.read(repo / _MARKED / str(version)) for version in versions]
+    schemas = [schema_of(repo, version)["features"] for version in versions]
+    warm_up = warmup.common_shapes(schemas) if schemas and backend == "onnxruntime" else None
+    for name in GRAPHS:
+        if versions or (repo / name / CONFIG).exists():
             _rewrite(repo / name / CONFIG, _member(name, backend, versions, prepared, warm_up))
     for name in ENSEMBLES:
         if champion is None:
@@ -147,6 +172,18 @@ def pinned(repo: Path) -> int | None:
     if not (repo / "hap" / CONFIG).exists():
         return None
     return int(parse_config(repo / "hap" / CONFIG).version_policy.specific.versions[0])
+
+
+def stands(repo: Path, version: int) -> bool:
+    """Whether all configs say that the version serves: both ensembles are pinned to it, and every member loads it.
+
+    They are written one by one, so after a kill some may say so and others not.
+    """
+    try:
+        found = {name: list(parse_config(repo / name / CONFIG).version_policy.specific.versions) for name in (*ENSEMBLES, *GRAPHS)}
+    except DataError:
+        return False
+    return all(found[name] == [version] for name in ENSEMBLES) and all(version in found[name] for name in GRAPHS)
 
 
 def loaded(repo: Path) -> list[int]:
@@ -237,8 +274,16 @@ def remove(repo: Path, version: int) -> None:
 
 
 def schema_of(repo: Path, version: int) -> dict[str, Any]:
-    """digest, features and route of a rendered version."""
-    return dict(orjson.loads((repo / _MARKED / str(version) / SCHEMA).read_bytes()))
+    """digest, features and route of a rendered version.
+
+    Raises:
+        DataError: they do not read.
+    """
+    path = repo / _MARKED / str(version) / SCHEMA
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise DataError(f"{path} does not read: {error}") from None
 
 
 def canary_file(repo: Path, version: int) -> Path:
@@ -293,7 +338,7 @@ def _member(
     """A member's config.pbtxt; `prepared` says of each version what it has for a GPU, None of one for the CPU."""
     inputs, outputs = WIRING[name]
     for_gpu = [one for one in prepared if one is not None]
-    on_gpu = len(for_gpu) == len(versions) and name not in tensorrt.ON_CPU
+    on_gpu = bool(for_gpu) and len(for_gpu) == len(versions) and name not in tensorrt.ON_CPU
     return _template(
         "member.pbtxt.j2",
         name=name,

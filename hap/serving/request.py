@@ -231,7 +231,7 @@ def _number(obj: Mapping[str, Any], feature: Feature, what: str) -> float:
     value = obj[feature.name]
     if value is None:
         return feature.missing
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _FLOAT32_MAX:  # NaN is below nothing
         raise DataError(f"feature {feature.name!r} of a {what} is {value!r}; it must be a finite number, or null where it is missing")
     return float(value)
 

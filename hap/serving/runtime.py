@@ -8,6 +8,7 @@ Files in .hap/: server.json (who serves, where), serve.lock (one supervisor), se
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ READY_S = 60.0  # a start that takes longer has failed; 3-6 s is usual
 MISSES = 2  # canaries in a row that may fail before the server is restarted; a dead server or stub is restarted at once
 WORST_BACKOFF_S = 30.0
 _CLOCK_SLACK_S = 1.0  # psutil's start times are rounded
+_OWN_PREFIX = re.compile(r"hap_[0-9]+_")
 
 Log = Callable[[str], None]
 
@@ -82,18 +84,21 @@ def require_server(ws: Workspace) -> ServerState:
     return state
 
 
-def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> ServerState | None:
+def start(
+    ws: Workspace, params: Params, detach: bool, tied: bool = False, when_ready: Callable[[], None] = lambda: None
+) -> ServerState | None:
     """Start the server: in this process until it is stopped, or detached; then the state of the ready server is returned.
 
     Args:
         tied: a detached server that ends when this process does, however it ends.
+        when_ready: called once, in this process, when the server is ready.
 
     Raises:
         ServingError: Triton is not installed, or the server did not come up; its last words are repeated.
         Busy: a server runs for this workspace already, or a port is taken.
     """
     if not detach:
-        serve(ws, params.serving, log=print_line)
+        serve(ws, params.serving, print_line, when_ready)
         return None
     _check(ws, params.serving)
     ws.state.mkdir(parents=True, exist_ok=True)
@@ -119,6 +124,7 @@ def start(ws: Workspace, params: Params, detach: bool, tied: bool = False) -> Se
         words = (ws.state / "serve.log").read_bytes()[begun:].decode(errors="replace").strip().splitlines()
         raise ServingError(words[-1].split("error: ")[-1] if words else f"the server did not start; see {ws.state / 'triton.log'}")
     threading.Thread(target=child.wait, daemon=True).start()  # reaps it, should it end before this process does
+    when_ready()
     return state
 
 
@@ -151,8 +157,11 @@ def _give_up(ws: Workspace, child: subprocess.Popen[bytes]) -> None:
         _end_leftovers(ws)
 
 
-def serve(ws: Workspace, settings: Serving, log: Log) -> None:
+def serve(ws: Workspace, settings: Serving, log: Log, when_ready: Callable[[], None] = lambda: None) -> None:
     """Run and watch the server until SIGTERM or SIGINT; must be called in the main thread.
+
+    Args:
+        when_ready: called once, when the server is ready and before it is watched.
 
     Raises:
         ServingError: Triton is not installed, or the server does not come up.
@@ -167,7 +176,7 @@ def serve(ws: Workspace, settings: Serving, log: Log) -> None:
     try:
         with server.until_signalled() as ended:
             _check(ws, settings)
-            _Watch(ws, settings, log, ended).run()
+            _Watch(ws, settings, log, ended).run(when_ready)
     finally:
         lock.release()
 
@@ -184,34 +193,36 @@ class _Watch:
         self.shm_prefix = f"hap_{os.getpid()}_"
         self.canary = Canary(ws.triton, f"{settings.host}:{settings.grpc_port}", settings.deadline_s)
 
-    def run(self) -> None:
+    def run(self, when_ready: Callable[[], None]) -> None:
         words = self.ws.state / "triton.log"
         if words.exists():
             os.replace(words, words.with_suffix(".log.1"))
         try:
             self._start()
+            if not self.ended.is_set():
+                when_ready()
             self._watch()
         finally:
-            if hasattr(self, "process") and self.process.poll() is None:
-                self._finish_ensembles()
+            drained = hasattr(self, "process") and self.process.poll() is None and self._finish_ensembles()
             self.canary.close()
             if hasattr(self, "process"):
-                server.end(self.process, self.shm_prefix, drain=True)
+                server.end(self.process, self.shm_prefix, drain=drained)
             (self.ws.state / "server.json").unlink(missing_ok=True)
         self.log("server stopped")
 
-    def _finish_ensembles(self) -> None:
-        """Take the ensembles out and let what they were asked be answered.
+    def _finish_ensembles(self) -> bool:
+        """Take the ensembles out and let what they were asked be answered; whether that was done in time.
 
         A server that is told to end closes its members at once, and a request between two of its steps would be refused.
         """
-        client = self.canary.client
+        client, until = self.canary.client, time.monotonic() + server.EXIT_TIMEOUT_S
         try:
             for name in repository.ENSEMBLES:
                 client.unload(name)
-            server.wait_for(lambda: all(client.is_gone(name) for name in repository.ENSEMBLES), server.EXIT_TIMEOUT_S)
+            return server.wait_for(lambda: all(client.is_gone(name) for name in repository.ENSEMBLES), until - time.monotonic())
         except ServingError as error:
             self.log(f"what is in flight may be refused: {error}")
+            return False
 
     def _start(self) -> None:
         """Start the server with what is pinned, wait for it, and publish its state.
@@ -337,9 +348,11 @@ def _end_leftovers(ws: Workspace) -> bool:
 
 def _read_state(ws: Workspace) -> ServerState | None:
     try:
-        return ServerState(**orjson.loads((ws.state / "server.json").read_bytes()))
+        state = ServerState(**orjson.loads((ws.state / "server.json").read_bytes()))
     except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
         return None
+    # Files are removed by this prefix: one that no server of ours has, as in a workspace that came from elsewhere, names other people's.
+    return state if isinstance(state.shm_prefix, str) and _OWN_PREFIX.fullmatch(state.shm_prefix) else None
 
 
 def _is_alive(pid: int, started: float) -> bool:
@@ -374,7 +387,7 @@ def print_line(line: str) -> None:
 def main(words: list[str]) -> int:
     """The detached supervisor: ROOT and the serving parameters as JSON."""
     try:
-        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), log=print_line)
+        serve(Workspace(Path(words[0])), Serving.model_validate_json(words[1]), print_line)
     except HapError as error:
         print_line(f"error: {error}")
         return error.exit_code

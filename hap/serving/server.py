@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -27,6 +28,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 EXIT_TIMEOUT_S = 10  # how long a server that was asked to end lets requests finish
 _SHM = Path("/dev/shm")
+# A page in a browser on this host can send a POST to loopback, and a load may bring the model along, its Python included. Nobody gets
+# the key: hap loads by gRPC, which no browser speaks unasked.
+_CLOSED_BY_HTTP = "model-repository,shared-memory,trace,logging"
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@~-]+")
 _PR_SET_PDEATHSIG = 1
 
@@ -86,6 +90,7 @@ def spawn(prefix: Path, repo: Path, settings: Serving, log: Path, shm_prefix: st
         f"--http-port={settings.http_port}",
         f"--grpc-port={settings.grpc_port}",
         f"--metrics-port={settings.metrics_port}",
+        f"--http-restricted-api={_CLOSED_BY_HTTP}:hap={secrets.token_hex(16)}",
     ]
     with open(log, "ab") as words:
         return subprocess.Popen(

@@ -201,7 +201,7 @@ def test_answers_are_json_where_asked(hapctl: Run, ws: Workspace) -> None:
 def test_score_names_what_is_wrong_with_a_line(hapctl: Run, ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hap.cli import serving
 
-    for content in (b'{"a": ', b"\xff\xfe", b"[" * 100_000):
+    for content in (b'{"a": ', b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"1" * 5000 + b"}"):
         (tmp_path / "lines").write_bytes(b"{}\n" + content + b"\n")
         lines = serving._lines(tmp_path / "lines")
         assert next(lines) == (f"{tmp_path / 'lines'}, line 1", {})

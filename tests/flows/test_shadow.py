@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from flows.free import free
-from flows.shadow import Shadowed, shadow
+from flows.shadow import Shadowed, _mean_ms, _spent, shadow
 from hap.errors import Busy, DataError, UsageError
 from hap.params import Feature, Params
 from hap.registry import promotion, versions
@@ -225,6 +225,14 @@ def test_it_goes_on_when_something_dies_in_the_server(place: Place, dies: str) -
     assert found.failed > 0 and found.why and found.compared is not None and found.compared.requests > found.failed, found
     assert wrong == [] or dies == "the server", wrong
     as_before(place)
+
+
+def test_times_that_the_server_could_not_tell_are_none_and_end_nothing() -> None:
+    with HapClient("127.0.0.1:9", deadline_s=1, retries=0) as nobody:
+        assert _spent(nobody, "hap") == {}
+    after = {"hap": {1: (3, 5_000_000)}, "hap_all": {1: (4, 8_000_000)}}
+    assert _mean_ms({"hap": {1: (1, 1_000_000)}, "hap_all": {}}, after, ("hap", "hap_all"), 1) is None
+    assert _mean_ms({"hap": {1: (1, 1_000_000)}}, after, ("hap",), 1) == 2.0
 
 
 def test_what_a_killed_one_left_is_taken_out_by_the_next_promotion(place: Place) -> None:

@@ -11,7 +11,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hap.errors import HapError, Refused, UsageError
-from hap.registry.ledger import GENESIS, Entry, Ledger, Overtaken, freeze_in_force, last_move, moment_of, open_move, refuse_if_frozen
+from hap.params import load_params
+from hap.project import project_file
+from hap.registry.ledger import (
+    GENESIS,
+    Entry,
+    Ledger,
+    Overtaken,
+    freeze_in_force,
+    last_move,
+    moment_of,
+    open_ledger,
+    open_move,
+    pinned_for_next_start,
+    refuse_if_frozen,
+)
+from hap.workspace import Workspace
 
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
 
@@ -77,6 +92,18 @@ def test_verify_names_the_first_row_that_was_tampered_with(ledger: Ledger, tmp_p
         ledger.verify()
 
 
+def test_a_row_that_does_not_read_is_one_line_that_says_who_names_it(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.append(entry(to_version=1))
+    with sqlite3.connect(tmp_path / "deep/ledger.db") as database:
+        database.execute("DROP TRIGGER ledger_no_update")
+        database.execute("UPDATE ledger SET evidence = '{torn'")
+    database.close()
+    with pytest.raises(HapError, match=r"holds a row that hap did not write; `hapctl ledger` names it"):
+        ledger.rows()
+    with pytest.raises(HapError, match="from row 1 on"):
+        ledger.verify()
+
+
 def test_writers_in_several_processes_make_one_chain(ledger: Ledger, tmp_path: Path) -> None:
     program = (
         "import datetime as dt, sys; from hap.registry.ledger import *; ledger = Ledger(sys.argv[1])\n"
@@ -124,6 +151,19 @@ def test_an_intended_row_stays_open_until_an_outcome_follows(ledger: Ledger) -> 
     assert open_move(ledger.rows()) == intended
     ledger.append(entry(state="undone", to_version=1))
     assert open_move(ledger.rows()) is None
+
+
+def test_a_pin_waits_until_it_is_served_replaced_or_tried(ledger: Ledger) -> None:
+    def waits() -> int | None:
+        row = pinned_for_next_start(ledger.rows())
+        return row.to_version if row else None
+
+    for after, version, waiting in (
+        ("pinned", 2, 2), ("intended", 3, 2), ("undone", 3, 2), ("failed", 3, 2), ("undone", 2, None),
+        ("pinned", 3, 3), ("pinned", 4, 4), ("served", 5, None),
+    ):  # fmt: skip
+        ledger.append(entry(state=after, to_version=version))
+        assert waits() == waiting, after
 
 
 def test_a_freeze_holds_until_unfreeze_and_says_who_and_why(ledger: Ledger) -> None:
@@ -182,6 +222,33 @@ def test_any_moment_is_answered_with_what_served_then(ledger: Ledger) -> None:
 def test_another_database_is_refused_by_name_and_without_its_password() -> None:
     with pytest.raises(UsageError, match=r"'mysql://ann:\*\*\*@host/hap' names mysql; the ledger guards its rows in sqlite and postgresql"):
         Ledger("mysql://ann:secret@host/hap")
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:ledger.db?uri=true"])
+def test_a_database_that_is_no_file_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="names no file, and a ledger has to last"):
+        Ledger(url)
+
+
+def test_a_relative_path_counts_from_the_workspace_wherever_the_command_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(project_file("params.yaml"))
+    named = params.model_copy(update={"ledger": params.ledger.model_copy(update={"url": "sqlite:///moves.db"})})
+    for place, typed_in in enumerate((tmp_path, tmp_path / "ws" / "registry"), start=1):
+        typed_in.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(typed_in)
+        open_ledger(Workspace(tmp_path / "ws"), named).append(entry(to_version=place))
+    assert Ledger(f"sqlite:///{tmp_path}/ws/moves.db").served() == 2
+
+
+def test_a_workspace_may_have_any_name(tmp_path: Path) -> None:
+    ws = Workspace(tmp_path / "what? 100%41 #1")
+    open_ledger(ws, load_params(project_file("params.yaml"))).append(entry(to_version=1))
+    assert (ws.registry / "ledger.db").exists()
+
+
+def test_words_that_are_no_utf8_are_kept_escaped(ledger: Ledger) -> None:
+    row = ledger.append(Entry(at=NOW, actor="ann", action="freeze", state="noted", reason="caf\udce9 is closed"))
+    assert row.reason == "caf\\udce9 is closed" and ledger.rows() == [row] and ledger.verify() == 1
 
 
 def test_postgresql_without_its_driver_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

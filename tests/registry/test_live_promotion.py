@@ -2,18 +2,22 @@
 
 import datetime as dt
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hap.errors import DataError, HapError
 from hap.params import Params
 from hap.registry import moves, promotion, versions
-from hap.registry.ledger import open_ledger
-from hap.serving import repository, runtime
+from hap.registry.ledger import Entry, open_ledger
+from hap.registry.local import fetched
+from hap.serving import repository, runtime, server
 from hap.serving.bundle import read_bundle, seal_bundle
 from hap.serving.client import HapClient
 from hap.workspace import Workspace
@@ -24,6 +28,7 @@ from tests.serving.handmade import expected, make_bundle, request_of
 pytestmark = pytest.mark.triton
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
 SHIFTS = {1: 0.0, 2: 0.25, 3: 0.5}
+REPOSITORY = Path(__file__).parents[2]
 LYING = 3  # its golden scores are not what its graphs answer
 
 
@@ -115,16 +120,41 @@ def test_versions_switch_under_load_without_a_failed_or_mixed_answer_and_a_bad_o
     assert states == ["intended", "served"] * 2 + ["intended", "undone"] * 2 + ["intended", "served"]
 
 
-def test_a_pin_made_offline_serves_after_the_next_start(ws: Workspace) -> None:
+@pytest.fixture
+def typed(ws: Workspace) -> Params:
+    """Parameters with free ports, which `hapctl` finds in the workspace, too."""
     params = params_with(free_serving())
-    done = promotion.promote(ws, params, 1, server=None, actor="ann", now=NOW, offline=True)
-    assert done.outcome == "pinned" and open_ledger(ws, params).served() is None
-    state = runtime.start(ws, params, detach=True)
-    assert state is not None
+    (ws.root / "hap.toml").write_text("")
+    ws.params_file.write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))
+    return params
+
+
+def serve(ws: Workspace, *words: str) -> list[str]:
+    return [sys.executable, "-m", "hap.cli", "serve", "--root", str(ws.root), *words]
+
+
+def test_a_pin_made_offline_serves_after_the_next_start_and_the_start_writes_it_down(ws: Workspace, typed: Params) -> None:
+    done = promotion.promote(ws, typed, 1, server=None, actor="ann", now=NOW, offline=True)
+    assert done.outcome == "pinned" and open_ledger(ws, typed).served() is None
     try:
-        with HapClient(state.grpc_url, deadline_s=10) as client:
-            (note,) = promotion.repair(ws, params, now=NOW, server=client, alias=False)
+        said = subprocess.run(serve(ws, "--detach"), cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+        assert said.returncode == 0 and said.stdout.startswith("serving v1 on gRPC "), said.stderr
+        assert "v1, pinned by ann, was started and answers its golden requests: v1 serves" in said.stderr
+        assert open_ledger(ws, typed).served() == 1
     finally:
         runtime.stop(ws)
-    assert note == "v1, pinned by ann, was started and answers its golden requests: v1 serves"
-    assert open_ledger(ws, params).served() == 1
+
+
+def test_a_start_settles_a_promotion_that_was_killed_after_the_switch(ws: Workspace, typed: Params) -> None:
+    ledger = open_ledger(ws, typed)
+    repository.render(fetched(ws, typed, 1), 1, ws.triton)
+    repository.pin(ws.triton, 1, [1])
+    ledger.append(Entry(at=NOW, actor="ann", action="promote", state="intended", to_version=1))
+    with subprocess.Popen(serve(ws), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as serving:
+        try:
+            assert server.wait_for(lambda: ledger.served() == 1 or serving.poll() is not None, 90)
+        finally:
+            serving.terminate()
+            _, said = serving.communicate(timeout=60)
+    assert "promote of v1 by ann was interrupted and answers its golden requests: v1 serves" in said
+    assert ledger.served() == 1 and said.rstrip().endswith("server stopped")

@@ -43,6 +43,25 @@ def test_without_a_champion_there_is_no_ensemble(repo: Path) -> None:
     assert repository.loaded(repo) == [1]
 
 
+@pytest.mark.parametrize("backend", ["python", "onnxruntime"])
+def test_with_nothing_to_load_no_version_is_held(bundles: dict[int, Bundle], tmp_path: Path, backend: repository.Backend) -> None:
+    repo = tmp_path / backend
+    repository.pin(repo, None, [])
+    assert not repo.exists()
+    repository.render(bundles[1], 1, repo, backend)
+    repository.pin(repo, None, [])
+    repository.check(repo, 1)
+    assert repository.loaded(repo) == [] and repository.rendered(repo) == [1]
+    repository.remove(repo, 1)
+    assert repository.rendered(repo) == []
+    other: repository.Backend = "python" if backend == "onnxruntime" else "onnxruntime"
+    with pytest.raises(DataError, match=f"is rendered for the {backend} backend"):
+        repository.render(bundles[1], 1, repo, other)
+    repository.render(bundles[1], 1, repo, backend)
+    repository.pin(repo, 1, [1])
+    repository.check(repo, 1)
+
+
 def test_a_champion_must_be_rendered_and_loaded(repo: Path) -> None:
     with pytest.raises(NotFound, match="v7 is not rendered"):
         repository.pin(repo, 7, [7])
@@ -57,6 +76,20 @@ def test_rendering_again_changes_nothing_and_another_bundle_is_refused(repo: Pat
     assert (repo / "light/1/model.onnx").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="another bundle"):
         repository.render(bundles[2], 1, repo)
+
+
+def test_rendering_again_lays_anew_what_is_missing_or_damaged_and_nothing_else(repo: Path, bundles: dict[int, Bundle]) -> None:
+    (repo / "light/1/model.onnx").write_bytes(b"torn")
+    (repo / "hard_select/1/model.py").unlink()
+    (repo / "expressive/1/model.py").write_text("# an older runner")
+    (repo / "hap/1/schema.json").write_bytes(b"{")
+    with pytest.raises(DataError, match=r"hap/1/schema\.json does not read"):
+        repository.pin(repo, 1, [1, 2])
+    before = (repo / "expressive/1").stat().st_mtime_ns
+    repository.render(bundles[1], 1, repo)
+    repository.check(repo, 1)
+    assert (repo / "light/1/model.onnx").read_bytes() == bundles[1].graph("light").read_bytes()
+    assert (repo / "expressive/1").stat().st_mtime_ns == before
 
 
 def test_a_half_rendered_version_does_not_count_and_is_finished(repo: Path, bundles: dict[int, Bundle]) -> None:

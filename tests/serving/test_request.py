@@ -71,6 +71,8 @@ def test_no_history_and_no_candidates_keep_their_shapes() -> None:
         (raw(event_time="noon"), "event_time"),
         (candidate(price=math.nan), "'price'"),
         (candidate(price=1e39), "'price'"),
+        (candidate(price=-math.inf), "'price'"),
+        (candidate(price=10**400), "'price'"),
         (candidate(item_id=0), "item_id 0"),
         (candidate(item_id=None), "item_id 0"),
         (candidate(size=3), "'size'"),

@@ -1,5 +1,6 @@
 """Against the real server: these tests start, break and switch it."""
 
+import base64
 import os
 import signal
 import socket
@@ -8,13 +9,19 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 import pytest
 
+from benchmarks.switch import http_body
+from hap import durable
 from hap.errors import Busy, DataError, ServingError
 from hap.serving import repository, runtime, server
 from hap.serving.bundle import GRAPHS, Bundle
@@ -151,6 +158,32 @@ def test_every_address_is_loopback(served: Served) -> None:
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
 
+def test_over_http_nobody_loads_or_unloads_a_model_and_everybody_scores(served: Served) -> None:
+    state = runtime.require_server(served.ws)
+
+    def ask(path: str, body: bytes, **headers: str) -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{state.http_port}/v2/{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    model = orjson.dumps({"parameters": {"config": "{}", "file:1/model.py": base64.b64encode(b"import os").decode()}})
+    changes = {
+        "repository/models/hap/unload": b"{}",
+        "repository/models/mine/load": model,
+        "repository/index": b"{}",
+        "systemsharedmemory/region/mine/register": orjson.dumps({"key": "/mine", "offset": 0, "byte_size": 64}),
+        "logging": b'{"log_file": "/tmp/mine"}',
+    }
+    assert {path: ask(path, body) for path, body in changes.items()} == dict.fromkeys(changes, 403)
+    header, content = http_body(request_of(20))
+    words = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    assert ask("models/hap/infer", header + content, **words) == 200
+    assert answers(served)
+
+
 def test_an_empty_repository_serves_nobody_and_says_so(tmp_path: Path) -> None:
     ws = Workspace(tmp_path)
     state = runtime.start(ws, params_with(free_serving()), detach=True)
@@ -198,6 +231,36 @@ def test_a_killed_supervisor_is_cleaned_up_after_by_the_next_start(tmp_path: Pat
         runtime.stop(ws)
     assert second is not None and group_of(second.server_pid) == []
     assert not [left for state in (first, second) for left in Path(tempfile.gettempdir()).glob(f"{state.shm_prefix}*")]
+
+
+@pytest.mark.long
+def test_a_server_that_hangs_is_stopped_in_seconds_by_who_watches_it(tmp_path: Path) -> None:
+    ws = Workspace(tmp_path)
+    state = runtime.start(ws, params_with(free_serving()), detach=True)
+    assert state is not None
+    for process in group_of(state.server_pid):
+        process.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    assert runtime.stop(ws)
+    assert time.monotonic() - begun < server.EXIT_TIMEOUT_S + 8
+    said = (ws.state / "serve.log").read_text()
+    assert "what is in flight may be refused: " in said and said.rstrip().endswith("server stopped")
+    assert group_of(state.server_pid) == []
+
+
+def test_a_state_file_from_elsewhere_removes_nothing_that_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+    monkeypatch.setattr(server, "free_leftovers", freed.append)
+    ws = Workspace(tmp_path)
+    state = runtime.ServerState(
+        pid=2**22 + 1, pid_started=0.0, server_pid=2**22 + 2, server_started=0.0, host="127.0.0.1", http_port=1, grpc_port=2,
+        metrics_port=3, started="", restarts=0, champion=None, ready=True, problem=None, shm_prefix="",
+    )  # fmt: skip
+    for prefix in ("", "../", "hap_", "hap_1_/../", "*"):
+        durable.write_json(ws.state / "server.json", asdict(replace(state, shm_prefix=prefix)))
+        assert not runtime.stop(ws) and freed == []
+    durable.write_json(ws.state / "server.json", asdict(replace(state, shm_prefix="hap_17_")))
+    assert not runtime.stop(ws) and freed == ["hap_17_"]
 
 
 @pytest.mark.parametrize("key", ["http_port", "grpc_port", "metrics_port"])

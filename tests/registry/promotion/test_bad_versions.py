@@ -38,6 +38,20 @@ def test_a_first_version_that_fails_leaves_no_champion_and_can_be_promoted_again
     assert promote(1).outcome == "served" and server.serves() == 1
 
 
+def test_a_first_version_whose_served_files_are_damaged_is_rendered_anew_by_the_next_try(ws, server, promote, monkeypatch) -> None:
+    render = repository.render
+
+    def damaged(*words) -> None:
+        render(*words)
+        (ws.triton / "light" / "1" / "model.onnx").write_bytes(b"torn")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"does not load.*there is no champion, as before"):
+        patch.setattr(repository, "render", damaged)
+        promote(1)
+    assert repository.rendered(ws.triton) == []
+    assert promote(1).outcome == "served" and server.serves() == 1
+
+
 def test_a_disk_that_is_full_is_a_clear_refusal_and_leaves_no_half_version(ws, server, ledger, promote, monkeypatch) -> None:
     promote(1)
 

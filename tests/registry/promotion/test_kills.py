@@ -10,7 +10,7 @@ import pytest
 from hap.errors import Busy
 from hap.params import Params
 from hap.registry import promotion, versions
-from hap.registry.ledger import open_move
+from hap.registry.ledger import open_move, pinned_for_next_start
 from hap.serving import repository, staging
 from hap.workspace import Workspace
 from tests.registry.conftest import NOW, judged_against_champion
@@ -85,6 +85,51 @@ def test_killed_at_any_step_the_next_command_finds_the_truth(ws, params, server,
     assert outcomes == ({target} if then == "promote again" else {start, target}), "some kills came before the switch, some after"
 
 
+@pytest.mark.usefixtures("light_registry")
+@pytest.mark.parametrize(
+    "killed",
+    [
+        "a pin taken back",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("a pin", "a promotion beside a pin", "a rollback")),
+    ],
+)
+def test_killed_at_any_step_of_another_move_the_next_command_finds_the_truth_too(
+    ws, params, server, ledger, promote, rollback, tmp_path, killed
+) -> None:
+    promote(1)
+    if killed == "a rollback":
+        promote(2)
+    elif killed != "a pin":
+        promote(2, offline=True)
+    words = {"a pin": lambda: promote(2, offline=True), "a promotion beside a pin": lambda: promote(3)}
+    move = words.get(killed, rollback)
+    saved, state = tmp_path / "saved", server.state.read_bytes()
+    shutil.copytree(ws.root, saved)
+    with pytest.MonkeyPatch.context() as patch:
+        steps = count_steps(patch, server, None)
+        move()
+    for step in range(len(steps)):
+        shutil.rmtree(ws.root)
+        shutil.copytree(saved, ws.root)
+        server.state.write_bytes(state)
+        with pytest.MonkeyPatch.context() as patch:
+            count_steps(patch, server, step)
+            with pytest.raises(Killed):
+                move()
+        killed_before = f"killed before step {step}, {steps[step]}"
+        promotion.repair(ws, params, now=NOW, server=server)
+        rows = ledger.rows()
+        assert open_move(rows) is None and ledger.verify() == len(rows), killed_before
+        waiting = pinned_for_next_start(rows)
+        assert server.serves() == ledger.served(), killed_before
+        assert repository.pinned(ws.triton) == (waiting.to_version if waiting else ledger.served()), killed_before
+        assert promotion.repair(ws, params, now=NOW, server=server) == [], killed_before
+        for model in (*repository.GRAPHS, *repository.ENSEMBLES):  # a start with the pins as they are
+            server.load(model)
+        promotion.repair(ws, params, now=NOW, server=server)
+        assert server.serves() == ledger.served() == repository.pinned(ws.triton), killed_before
+
+
 PROMOTE = """
 import datetime as dt, os, signal, sys
 from pathlib import Path
@@ -152,12 +197,41 @@ def test_pins_that_somebody_changed_are_put_back(ws, params, server, ledger, pro
     assert server.serves() == 2
 
 
+def test_pins_of_which_some_were_written_before_a_kill_are_written_whole(ws, params, server, promote) -> None:
+    promote(1)
+    whole = (ws.triton / "hap_all" / repository.CONFIG).read_text()
+    promote(2)
+    for torn in ("hap_all", "expressive"):
+        (ws.triton / torn / repository.CONFIG).write_text(whole if torn == "hap_all" else "name: {")
+        assert len(promotion.repair(ws, params, now=NOW, server=server, alias=False)) == 1, torn
+        repository.check(ws.triton, 2)
+        assert repository.stands(ws.triton, 2) and server.serves() == 2
+
+
 def test_a_served_repository_that_was_deleted_is_rendered_again(ws, params, server, promote) -> None:
     promote(1)
     shutil.rmtree(ws.triton)
     server._save({})
     assert len(promotion.repair(ws, params, now=NOW, server=server, alias=False)) == 1
     assert server.serves() == 1
+
+
+def test_what_is_damaged_in_the_served_repository_is_laid_anew_from_the_bundles_here(ws, params, server, ledger, promote, rollback) -> None:
+    promote(1)
+    promote(2)
+    graph = ws.triton / "expressive" / "2" / "model.onnx"
+    graph.write_bytes(b"torn")
+    shutil.rmtree(ws.triton / "light" / "1")
+    server._save({})  # a start that could not load v2
+    assert rollback().version == 1 and server.serves() == ledger.served() == 1
+    graph.write_bytes(b"torn")
+    (ws.triton / "hap_all" / "2" / "README").unlink()
+    (ws.triton / "hap_all" / "2").rmdir()
+    assert promote(2).outcome == "served" and server.serves() == 2
+    graph.unlink()
+    server._save({})
+    assert len(promotion.repair(ws, params, now=NOW, server=server, alias=False)) == 1
+    assert server.serves() == 2
 
 
 def test_a_lost_ledger_takes_down_nothing(ws, params, server, promote) -> None:

@@ -7,12 +7,13 @@ import sys
 import orjson
 import pytest
 
-from hap.errors import HapError, NotFound, Refused, ServingError, UsageError
-from hap.registry import promotion, versions
+from hap.errors import DataError, HapError, NotFound, Refused, ServingError, UsageError
+from hap.registry import moves, promotion, versions
 from hap.registry.ledger import Entry
 from hap.serving import repository, staging
 from tests.registry.conftest import NOW, judged_against_champion
 from tests.registry.promotion.conftest import story
+from tests.registry.promotion.faults import EVERYWHERE, answer_wrongly, with_scores
 
 
 def test_a_promotion_serves_writes_two_rows_and_moves_the_alias(ws, params, server, ledger, promote) -> None:
@@ -153,6 +154,42 @@ def test_a_waiting_pin_can_be_taken_back_or_made_to_serve(ws, server, ledger, pr
     assert promote(3).outcome == "served" and server.serves() == 3
 
 
+def start_anew(server) -> None:
+    """What a server that starts with the pins as they are loads."""
+    for model in (*repository.GRAPHS, *repository.ENSEMBLES):
+        server.load(model)
+
+
+def test_a_pin_goes_on_waiting_behind_another_version_that_fails_and_serves_after_the_start(
+    ws, params, server, ledger, promote, monkeypatch
+) -> None:
+    promote(1)
+    promote(2, offline=True)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="v1 serves as before, v2 waits for the next start"):
+        patch.setattr(moves, "switch", lambda *_: (_ for _ in ()).throw(DataError("v3 fails parity")))
+        promote(3)
+    assert (repository.pinned(ws.triton), server.serves(), ledger.served()) == (2, 1, 1)
+    assert promotion.repair(ws, params, now=NOW, server=server, alias=False) == []
+    start_anew(server)
+    assert promotion.repair(ws, params, now=NOW, server=server, alias=False) == [
+        "v2, pinned by ann, was started and answers its golden requests: v2 serves"
+    ]
+    assert server.serves() == ledger.served() == 2 and promote(3).outcome == "served"
+
+
+def test_a_pin_that_answers_wrongly_once_it_is_started_is_undone_for_good(ws, params, server, ledger, promote) -> None:
+    promote(1)
+    promote(2, offline=True)
+    start_anew(server)
+    answer_wrongly(server, with_scores(2.0), EVERYWHERE)
+    (note,) = promotion.repair(ws, params, now=NOW, server=server, alias=False)
+    assert "v2, pinned by ann, was started, but v2 fails parity" in note and note.endswith("undone, v1 serves as before")
+    for _ in range(2):
+        assert promotion.repair(ws, params, now=NOW, server=server, alias=False) == []
+    start_anew(server)
+    assert server.serves() == ledger.served() == repository.pinned(ws.triton) == 1 and promote(3).outcome == "served"
+
+
 def test_rows_of_one_command_carry_the_times_at_which_they_were_written(ledger, promote) -> None:
     promote(1)
     intended, served = ledger.rows()
@@ -197,5 +234,5 @@ def test_mlflow_that_fails_after_the_switch_leaves_a_note_and_is_repaired(ws, pa
     with monkeypatch.context() as patch:
         patch.setattr(versions, "set_alias", away)
         done = promote(2)
-    assert done.outcome == "served" and "was not moved, the next repair does it: MLflow refused" in done.notes[-1]
+    assert done.outcome == "served" and "was not moved, `hapctl promote --model v2` does it later: MLflow refused" in done.notes[-1]
     assert promotion.repair(ws, params, now=NOW, server=server) == ["MLflow's alias champion points at v2 now"]

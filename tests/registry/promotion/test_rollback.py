@@ -16,7 +16,7 @@ def test_rollback_goes_to_the_version_before_and_works_without_mlflow(ws, params
     back = promotion.rollback(ws, away, server=server, actor="bo", now=NOW, reason="complaints")
     assert (back.version, back.previous, server.serves(), ledger.served()) == (2, 3, 2, 2)
     assert ledger.rows()[-1].reason == "complaints"
-    assert versions.get_alias(ws, params, "champion") == 3
+    assert versions.get_alias(ws, params, "champion") == 3 and "`hapctl promote --model v2` moves it now" in back.notes[-1]
     assert promotion.repair(ws, params, now=NOW, server=server) == ["MLflow's alias champion points at v2 now"]
     assert rollback().version == 1, "not v3, which was rolled back"
     with pytest.raises(NotFound, match="nothing to roll back to: only v1 has served"):
