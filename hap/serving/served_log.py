@@ -195,9 +195,9 @@ class ServedLog:
         file, self._file = self._file, None
         assert file is not None
         file.abandon()
-        with self._lock:
-            self._failed += file.rows
         _log.warning("%d served requests could not be written below %s: %s", file.rows, self.folder, error)
+        with self._lock:  # counted once it is told: who sees the count finds the reason
+            self._failed += file.rows
 
 
 class _File:
