@@ -76,6 +76,8 @@ def write_samples(engine: str, root: Path, params: Any) -> dict[str, Any]:
 
 def run(engine: str, root: Path, days: int, memory_limit: str, threads: int) -> dict[str, Any]:
     """One measurement, in this process: `checked` collects `days` days as `hapctl collect` does, the others the first day."""
+    from hap.memory import resident_mb
+
     begin = time.perf_counter()
     params = params_of(root, memory_limit, threads, "spark" if engine == "spark" else "duckdb")
     more: dict[str, Any] = {}
@@ -90,8 +92,7 @@ def run(engine: str, root: Path, days: int, memory_limit: str, threads: int) -> 
         more = {"rerun_cpu_s": round(usage() - first_cpu, 4)}
     else:
         digest = write_samples(engine, root, params)["samples_hash"]
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peak_mb = max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024
+    peak_mb = max(resident_mb(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     seconds = {"cpu_s": round(usage(), 2), "wall_s": round(time.perf_counter() - begin, 2)}
     return {**seconds, "peak_mb": round(peak_mb), "samples_hash": digest, **more}
 

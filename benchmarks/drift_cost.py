@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from hap import durable
 from hap.days import day_range, start_of
+from hap.memory import resident_mb
 from hap.monitoring.drift import report_drift
 from hap.params import Drift, Params, load_params
 from hap.project import project_file
@@ -89,7 +90,7 @@ def look(root: Path, max_rows: int) -> dict[str, Any]:
         "rows": max(column.current_rows for column in compared),
         "import_cpu_s": round(imports_s, 2),
         "cpu_s": round(used.ru_utime + used.ru_stime, 2),
-        "peak_mib": round(used.ru_maxrss / 1024),
+        "peak_mib": round(resident_mb()),
         "drifted": list(result.drifted),
     }
 

@@ -36,13 +36,13 @@ WIDTH = 0.6  # of the day's logits; the reference's is 1
 TASTE, STEEP = 1.0, (-0.5, 2.5)  # what users' clicks differ by: spread of their level, range of how they follow the score
 
 NANNYML = """
-import json, os, resource, sys, sysconfig, time, warnings
+import json, os, sys, sysconfig, time, warnings
 os.environ.update(NML_DISABLE_USAGE_LOGGING="1", DO_NOT_TRACK="1")
 begun = time.process_time()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import nannyml
-spent, memory = time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+spent, memory = time.process_time() - begun, int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 import numpy as np, pandas as pd
 from pathlib import Path
 found = []

@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -69,13 +68,14 @@ def write_folder(src: Path, days: int, requests: int) -> None:
 def measure(src: Path, root: Path) -> dict[str, float]:
     """Import in this process: CPU seconds, wall seconds, peak MB."""
     from hap.logs.recflow import RECFLOW_PARAMS, import_recflow
+    from hap.memory import resident_mb
     from hap.workspace import Workspace
 
     root.mkdir()
     (root / "params.yaml").write_text(RECFLOW_PARAMS)
     begun, used = time.perf_counter(), time.process_time()
     days = import_recflow(src, Workspace(root))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resident_mb()
     return {"days": len(days), "cpu_s": time.process_time() - used, "wall_s": time.perf_counter() - begun, "peak_mb": peak}
 
 

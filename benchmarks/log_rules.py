@@ -122,13 +122,14 @@ def measure(engine: str, path: str) -> dict[str, Any]:
     import duckdb  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
+    from hap.memory import resident_mb
+
     if engine != "ours":
         import ibis  # noqa: F401
         import pandera.ibis  # noqa: F401
     imported = _cpu_s()
     said = ENGINES[engine](path)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_s": _cpu_s() - imported, "import_cpu_s": imported, "peak_mb": usage.ru_maxrss / 1024, "said": said[:240]}
+    return {"cpu_s": _cpu_s() - imported, "import_cpu_s": imported, "peak_mb": resident_mb(), "said": said[:240]}
 
 
 def _cpu_s() -> float:

@@ -14,7 +14,6 @@ import argparse
 import datetime as dt
 import json
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -190,11 +189,12 @@ def loss_ratio(model: str, params: Any, scratch: Path, seconds: float) -> dict[s
 
 def peak(params: Any, scratch: Path, days: int) -> dict[str, float]:
     """Largest resident MB of a training of one epoch on so many days of equal size: the days at hand, over and over."""
+    from hap.memory import resident_mb
     from hap.training.loop import train
 
     files = sample_files(scratch)
     train("light", params, [files[n % len(files)] for n in range(days)], lambda _: None)
-    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"peak_mb": resident_mb()}
 
 
 def single(words: list[str], seconds: float) -> dict[str, Any]:

@@ -6,7 +6,6 @@ caller's progress bar. Many processes: `train.processes` on one machine, or torc
 """
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import orjson
 
 from hap import durable
 from hap.errors import HapError, UsageError
+from hap.memory import resident_mb
 from hap.params import MODELS
 from hap.workspace import Workspace, find_workspace
 
@@ -120,7 +120,7 @@ def _spent(ranks: "Ranks", begun: float, device: str) -> dict[str, Any]:
     return {
         "wall_s": time.perf_counter() - begun,
         "cpu_s": float(cpu_s),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": resident_mb(),
         "device_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else None,
         "processes": ranks.world,
     }
