@@ -1,7 +1,9 @@
 """gc on a real git and DVC workspace: a kept version comes back byte for byte, and only what no kept revision needs is gone."""
 
+import contextlib
 import datetime as dt
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +27,12 @@ NOW = dt.datetime.now(dt.UTC) + dt.timedelta(days=60)  # MLflow stamps versions 
 
 @pytest.fixture
 def made(origin: tuple[Workspace, dict[int, dict[str, bytes]]], tmp_path: Path) -> tuple[Workspace, dict[int, dict[str, bytes]]]:
-    """A copy of `origin` for one test; only MLflow's artifacts stay where they were logged."""
-    shutil.copytree(origin[0].root, tmp_path / "ws", symlinks=True)
-    return Workspace(tmp_path / "ws"), origin[1]
+    """A copy of `origin` for one test, which MLflow is told of: it names artifacts by their whole path."""
+    ws = Workspace(shutil.copytree(origin[0].root, tmp_path / "ws", symlinks=True))
+    with contextlib.closing(sqlite3.connect(ws.registry / "mlflow.db")) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")):
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(origin[0].root), str(ws.root)))
+    return ws, origin[1]
 
 
 @pytest.fixture(scope="module")
