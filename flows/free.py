@@ -184,6 +184,7 @@ def _remove_copy(ws: Workspace, piece: Piece) -> None:
 def _stored(ws: Workspace, params: Params, gone: Sequence[Version]) -> Iterator[Piece]:
     for one in gone:
         if files := versions.stored_bundle(ws, params, one):
+            versions.require_own_bundle(ws, params, one)
             what = f"bundle of {one.label} in MLflow"
             yield Piece(
                 kind="stored", what=what, where=f"run {one.run_id}", bytes=sum(files.values()), files=len(files), version=one.number

@@ -171,6 +171,16 @@ def stored_bundle(ws: Workspace, params: Params, version: Version) -> dict[str, 
         return {entry.path: int(entry.file_size or 0) for entry in client.list_artifacts(version.run_id, BUNDLE)}
 
 
+def require_own_bundle(ws: Workspace, params: Params, version: Version) -> None:
+    """Ask whether this workspace may free the version's bundle, before anything is marked or removed for it.
+
+    Raises:
+        HapError: MLflow cannot be reached, or the bundle lies in another workspace, which this one was copied from.
+    """
+    with connect(ws, params) as client:
+        _own_artifacts(client, ws, params, version)
+
+
 def free_bundle(ws: Workspace, params: Params, version: Version) -> None:
     """Delete a version's bundle from the artifact store; the version, its verdict, page and metrics stay. `mark_freed` comes first.
 

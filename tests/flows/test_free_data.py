@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from flows.free import Freed, free
-from hap.errors import NotFound
+from hap.errors import HapError, NotFound
 from hap.params import Keep, Params
 from hap.registry import mlflow_store, versions
 from hap.registry.restore import restore
@@ -160,3 +160,15 @@ def test_the_word_lists_what_it_would_free(made) -> None:
     said = orjson.loads(found.stdout)
     assert (said["done"], said["pieces"], said["freed_versions"]) == (False, [], []), "all are younger than keep.days"
     assert set(said["kept"]) == {"v1", "v2", "v3"}
+
+
+def test_in_a_copied_workspace_gc_touches_neither_it_nor_the_first(made, tmp_path: Path) -> None:
+    ws, _ = made
+    copy = Workspace(shutil.copytree(ws.root, tmp_path / "copy", symlinks=True))
+    stored = {path: path.read_bytes() for path in (ws.registry / "artifacts").rglob("*") if path.is_file()}
+    tracked = contents(copy.root)
+    with pytest.raises(HapError, match=f"made at {ws.root}, where"):
+        run(copy, keep(copy.params()))
+    assert not [one for one in versions.list_versions(copy, copy.params()) if one.freed]
+    assert contents(copy.root) == tracked
+    assert {path: path.read_bytes() for path in (ws.registry / "artifacts").rglob("*") if path.is_file()} == stored

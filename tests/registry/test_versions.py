@@ -213,6 +213,7 @@ def test_a_copy_of_a_workspace_does_not_write_among_the_artifacts_of_the_first(
     for change in (
         lambda: versions.set_verdict(copy, params, number, {"verdict": "pass"}),
         lambda: versions.attach_page(copy, params, version, page),
+        lambda: versions.require_own_bundle(copy, params, version),
         lambda: versions.free_bundle(copy, params, version),
     ):
         with pytest.raises(HapError, match=f"made at {ws.root}, where"):
