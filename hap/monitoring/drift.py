@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hap.errors import DataError
 from hap.monitoring.causes import LEAST_ROWS, MISSING, look_at
+from hap.monitoring.chance import ONE, deviations
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns, value_sql
 from hap.monitoring.findings import Look
 from hap.params import Drift, Features, Params
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
 RANKS = (10, 100, 1000)
-CHANCE = 0.999  # sampling noise stays below what widens a threshold this often
-SHARE_NOISE = 3.3  # standard deviations that the difference of two equal shares exceeds as seldom
-WASSERSTEIN_NOISE = 3.0  # the same quantile of the distance of two equal normal samples, in units of sqrt(1/n + 1/m)
+# What the distance of two equal samples exceeds by chance as seldom as a figure may, in units of sqrt(1/n + 1/m): drawn, 3.83 for uniform
+# values, 3.94 for normal ones, 4.33 for lognormal ones. Never less than `deviations()`, since means lie no further apart than samples.
+WASSERSTEIN_NOISE = 4.0
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _widened(column: Column, settings: Drift, levels: int, noise: float) -> floa
     if method == "wasserstein":
         return math.hypot(threshold, WASSERSTEIN_NOISE * math.sqrt(noise))
     bins = levels if column.type == "categorical" else min(levels, 30)
-    chance = float(chi2.ppf(CHANCE, max(bins - 1, 1))) * noise
+    chance = float(chi2.isf(ONE, max(bins - 1, 1))) * noise
     return threshold + chance if method == "psi" else math.hypot(threshold, math.sqrt(chance / 8))
 
 
@@ -283,7 +284,7 @@ def _presence(before: "pd.Series[Any]", after: "pd.Series[Any]", settings: Drift
     """The shares of rows without a value, beside each other; `noise` as `_noise` gives it."""
     then, now = (float((side == "missing").mean()) for side in (before, after))
     pooled = (then * before.size + now * after.size) / (before.size + after.size)
-    threshold = math.hypot(settings.missing_threshold, SHARE_NOISE * math.sqrt(pooled * (1 - pooled) * noise))
+    threshold = math.hypot(settings.missing_threshold, deviations() * math.sqrt(pooled * (1 - pooled) * noise))
     moved = abs(now - then)
     return ColumnDrift(MISSING, moved, round(threshold, 4), moved >= threshold, then, now, before.size, after.size)
 

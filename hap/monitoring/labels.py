@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hap.monitoring.chance import deviations
 from hap.monitoring.findings import Figure, Finding, Look, ranked
 from hap.monitoring.rates import LEVELS, OTHER, Rate, Side, seconds_of
 from hap.params import Labels, Severity
@@ -21,8 +22,8 @@ from hap.params import Labels, Severity
 WATCHER = "labels"
 RATE_CAUSES = frozenset({"labels:outage", "labels:interest", "labels:click_rate"})
 CAUSES = RATE_CAUSES | {"labels:delay"}
-CHANCE = 3.3  # standard deviations that chance alone exceeds once in a thousand nights
-CHANCE_LOCAL = 4.0  # the same of any of some thirty places, and of any of 24 hours
+CHANCE = deviations()
+CHANCE_LOCAL = deviations(30)  # of some thirty places, or of 24 hours, the one that moved most
 LEAST_LOCAL = 30  # expected clicks of an hour or a place below which it is not judged
 NOTHING = 0.1  # of what was expected: below it feedback has stopped, whatever the day's better hours say
 BETTER_HOURS = 0.9  # quantile of the hours' levels that silent ones are measured against

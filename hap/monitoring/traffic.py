@@ -12,14 +12,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hap.monitoring.chance import deviations
 from hap.monitoring.findings import Figure, Finding, Look, ranked
 from hap.monitoring.volumes import HOURS, Volume
 from hap.params import Severity, Traffic
 
 WATCHER = "traffic"
 CAUSES = frozenset({"traffic:volume", "traffic:late", "cascade:candidates"})
-CHANCE = 3.3  # standard deviations that chance alone exceeds once in a thousand nights
-CHANCE_HOUR = 4.0  # the same of any of 24 hours
+CHANCE = deviations()
+CHANCE_HOUR = deviations(HOURS)  # of the one that moved most
 LEAST_HOUR = 30  # requests of the reference's mean hour below which it is not judged
 
 

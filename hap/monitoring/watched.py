@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hap.monitoring import chance
 from hap.monitoring.clustered import Measured
 from hap.monitoring.findings import Figure, Finding, Look, as_one, ranked
 from hap.params import Severity
 
 LEAST_REQUESTS = 20  # on each side; fewer say nothing
-CHANCE = 0.999  # chance alone moves a figure by less than its allowance this often
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Watched:
         if self.cause is None or before is None or self.reference is None or not now.defined or now.requests < LEAST_REQUESTS:
             return None
         if isinstance(before, Measured):
-            enough, chance = before.requests >= LEAST_REQUESTS, now.minus(before).half_width(CHANCE)
+            enough, noise = before.requests >= LEAST_REQUESTS, now.minus(before).half_width(1 - chance.ONE)
         else:
-            enough, chance = True, now.half_width(CHANCE) * math.sqrt(1 + before.relative)
-        limit = math.hypot(self.allowed, chance)
+            enough, noise = True, now.half_width(1 - chance.ONE) * math.sqrt(1 + before.relative)
+        limit = math.hypot(self.allowed, noise)
         return limit if enough and 0 < limit < math.inf else None
 
     def figure(self) -> Figure:

@@ -177,7 +177,7 @@ def test_a_quiet_day_has_every_figure_and_no_finding():
 
 
 def test_a_light_model_whose_scores_are_shuffled_lowers_agreement_and_pages():
-    before, day = scored_day(1), scored_day(2)
+    before, day = scored_day(1, requests=600), scored_day(2, requests=600)
     shuffled = with_cascade(day.user, day.offsets, day.kind, np.random.default_rng(0).permutation(day.light), day.expressive)
     found = look(shuffled, before, labelled=False)
     assert causes(found) == {"funnel:agreement"}
