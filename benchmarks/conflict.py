@@ -52,6 +52,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "gradvac": {"train": {"surgery": "gradvac"}},
     "uncertainty": {"loss": {"weighting": "uncertainty"}},
     "curriculum": {"loss": {"weighting": "curriculum"}},
+    "sampling": {"train": {"sampling": "conflict", "conflict_steps": 5}},
     "distill": {"light": {"distill": 1.0}},
 }
 ALPHA, DRAWS = 0.05, 2000

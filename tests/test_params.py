@@ -100,6 +100,14 @@ def test_surgery_and_learned_weights_refuse_each_other() -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_sampling_by_conflict_needs_looks_at_it() -> None:
+    values = raw()
+    values["train"] |= {"sampling": "conflict", "conflict_steps": 0}
+    with pytest.raises(ConfigError, match=r"conflict_steps: 0 never looks") as refusal:
+        resolve(values, "params.yaml")
+    assert "\n" not in str(refusal.value)
+
+
 SECRET = "xoxb-s3cr3t"
 
 

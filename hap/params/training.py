@@ -33,7 +33,19 @@ class Train(Strict):
     warm_start: bool = Field(default=False, description="begin from the weights of the version that served before the day judged")
     conflict_steps: int = Field(default=100, ge=0, description="steps between two looks at how the kinds pull; 0 never looks")
     surgery: Literal["none", "pcgrad", "gradvac"] = Field(default="none", description="what the kinds' gradients undergo before a step")
+    sampling: Literal["all", "conflict"] = Field(
+        default="all",
+        description="which negatives a step learns from: all, or fewer of the kinds that the last looks saw in the others' way",
+    )
     gradvac_beta: float = Field(default=0.01, gt=0, le=1, description="gradvac only: share of the latest cosine in the running mean")
+
+    @model_validator(mode="after")
+    def _looks_to_sample_by(self) -> "Train":
+        if self.sampling == "conflict" and not self.conflict_steps:
+            raise ValueError(
+                "sampling conflict goes by looks at the conflict, and conflict_steps: 0 never looks; set conflict_steps to 5 or so"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_read_for_each(self) -> "Train":

@@ -30,6 +30,7 @@ from hap.training.kinds import keep_compiled_graphs, kind_gradients, kind_pulls
 from hap.training.losses import Term, loss_terms
 from hap.training.ranks import ALONE, Ranks
 from hap.training.row_adagrad import RowAdagrad
+from hap.training.sampling import ConflictSampling
 from hap.training.surgery import Surgery
 from hap.training.weighting import LEARNING_RATE, Uncertainty, curriculum
 
@@ -182,6 +183,7 @@ class _Run:
         self.surgery = (
             Surgery(settings.surgery, len(self.kinds), settings.gradvac_beta, params.seed) if settings.surgery != "none" else None
         )
+        self.sampling = ConflictSampling(self.kinds, params.seed, ranks.rank) if settings.sampling == "conflict" else None
         self.teacher: nn.Module | None = None
         self.warmup = torch.optim.lr_scheduler.LambdaLR(self.dense_step, lambda step: min(1.0, (step + 1) / (settings.warmup_steps + 1)))
         self.epoch, self.step, self.done = 1, 0, 0  # the epoch, the next step in it, steps done in all
@@ -236,6 +238,7 @@ class _Run:
             "best_epoch": trained.best_epoch, "losses": trained.losses, "gaucs": trained.gaucs,
             "curves": trained.curves, "conflicts": trained.conflicts,
             "learned": self.learned.state_dict() if self.learned else {}, "surgery": self.surgery.state_dict() if self.surgery else {},
+            "sampling": self.sampling.state_dict() if self.sampling else {},
         }  # fmt: skip
         save_checkpoint(place.folder, place.key, self.done, state, self.params.train.keep_checkpoints)
 
@@ -254,6 +257,8 @@ class _Run:
             self.learned.load_state_dict(state["learned"])
         if self.surgery:
             self.surgery.load_state_dict(state["surgery"])
+        if self.sampling:
+            self.sampling.load_state_dict(state["sampling"])
 
     def _take(self, batch: Batch, trained: Trained) -> None:
         """One step: forward, backward, gradients shared, weights moved. Of the losses nothing is looked at here: see `_log`."""
@@ -270,7 +275,10 @@ class _Run:
             pulls = kind_pulls(means.values(), logits, batch.kind, batch.request, batch.requests, self.kinds)
             gradients = kind_gradients(logits, pulls, self.dense, self.ranks)
         if looks:
-            trained.conflicts.append({"step": self.done, **measure_conflict(gradients, pulls, batch.kind, self.kinds, self.ranks)})
+            seen = measure_conflict(gradients, pulls, batch.kind, self.kinds, self.ranks)
+            trained.conflicts.append({"step": self.done, **seen})
+            if self.sampling:
+                self.sampling.learn(seen["cosine"])
         self.sparse_step.zero_grad(set_to_none=True)
         self.dense_step.zero_grad(set_to_none=True)
         if self.surgery:
@@ -293,11 +301,15 @@ class _Run:
         self.recent_steps += 1
 
     def _terms(self, logits: Tensor, batch: Batch) -> dict[str, Term]:
-        """The loss of this epoch: its kinds weighed, and what the teacher adds."""
+        """The loss of this step: its kinds sampled and weighed, and what the teacher adds."""
         loss = self.params.loss
         if loss.weighting == "curriculum":
             loss = curriculum(loss, self.kinds, self.epoch)
-        terms = loss_terms(logits, batch.kind, batch.request, batch.requests, loss, self.kinds)
+        judged, kind, request = logits, batch.kind, batch.request
+        if self.sampling:
+            drawn = self.sampling.drawn(kind, self.done)
+            judged, kind, request = logits[drawn], kind[drawn], request[drawn]
+        terms = loss_terms(judged, kind, request, batch.requests, loss, self.kinds)
         if self.learned:
             terms = self.learned(terms)
         if self.teacher:

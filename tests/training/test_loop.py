@@ -213,12 +213,13 @@ class Broken(Exception):
     """Ends a training from within."""
 
 
-@pytest.mark.parametrize("how", ["pcgrad", "gradvac", "uncertainty", "curriculum"])
-def test_what_surgery_and_weights_have_learned_outlives_a_break(
+@pytest.mark.parametrize("how", ["pcgrad", "gradvac", "conflict", "uncertainty", "curriculum"])
+def test_what_surgery_sampling_and_weights_have_learned_outlives_a_break(
     how: str, small_params: Params, sample_files: list[Path], tmp_path: Path
 ) -> None:
     changes = {"batch_requests": 16, "checkpoint_steps": 3, "log_steps": 1, "conflict_steps": 2}
     changes |= {"surgery": how, "gradvac_beta": 0.5} if how in ("pcgrad", "gradvac") else {}
+    changes |= {"sampling": how, "learning_rate": 0.02, "warmup_steps": 0} if how == "conflict" else {}
     loss = small_params.loss.model_copy(update={"weighting": how, "curriculum_epochs": 1} if how not in changes.values() else {})
     params = small_params.model_copy(update={"train": small_params.train.model_copy(update=changes), "loss": loss})
     whole, seen = run("light", params, sample_files)
