@@ -19,6 +19,7 @@ from flows.scratch import dead_scratch
 from flows.stages import end_orphans, run_module
 from hap import durable
 from hap.errors import HapError
+from hap.monitoring.evidently_ui import kept_runs
 from hap.monitoring.report import columns_files
 from hap.params import Params
 from hap.registry import ledger as journal
@@ -167,9 +168,10 @@ def _copies(ws: Workspace, known: Sequence[Version], here: Reasons, kept: Reason
     judging = {version for version, why in kept.items() if version in here or why in ("champion", "challenger")}
     for what, path, size in dead_scratch(ws, judging, keep_days, now):
         yield Piece(kind="copy", what=what, where=str(path), bytes=size)
-    for day, path in columns_files(ws.pages).items():
-        if day < now.date() - dt.timedelta(days=keep_days):  # the day's own page and report are small, and stay
-            yield Piece(kind="copy", what=f"Evidently's report of {day}", where=str(path), bytes=path.stat().st_size)
+    for what, files in (("report", columns_files(ws.pages)), ("run", kept_runs(ws.pages))):
+        for day, path in files.items():
+            if day < now.date() - dt.timedelta(days=keep_days):  # the day's own page and report are small, and stay
+                yield Piece(kind="copy", what=f"Evidently's {what} of {day}", where=str(path), bytes=path.stat().st_size)
 
 
 def _remove_copy(ws: Workspace, piece: Piece) -> None:

@@ -51,6 +51,7 @@ class DriftResult:
     drifted: tuple[str, ...]
     columns: dict[str, ColumnDrift]
     html: bytes
+    run: Any  # Evidently's own; None where no column could be compared
     look: Look  # what it comes to, by cause
 
 
@@ -203,7 +204,7 @@ def drift_report(
         left[name], right[name] = before, after
     # Rows are packed from the top, since each column is read alone; a frame's nulls are padding.
     packed = [pd.DataFrame({name: values.reset_index(drop=True) for name, values in side.items()}) for side in (left, right)]
-    page, measured = _evidently(packed[0], packed[1], wanted, thresholds, settings)
+    page, run, measured = _evidently(packed[0], packed[1], day, wanted, thresholds, settings)
     for column in wanted:
         name, value = column.name, measured[column.name]
         before, after = left[name], right[name]
@@ -215,7 +216,7 @@ def drift_report(
     drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
     ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
     look = look_at(str(day), judged_columns(features), judged, settings.page_from)
-    return DriftResult(str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, page, look)
+    return DriftResult(str(day), tuple(str(past) for past in sorted(reference_days)), tuple(drifted), ordered, page, run, look)
 
 
 def report_drift(
@@ -232,11 +233,16 @@ def report_drift(
 
 
 def _evidently(
-    reference: "pd.DataFrame", current: "pd.DataFrame", columns: Sequence[Column], thresholds: dict[str, float], settings: Drift
-) -> tuple[bytes, dict[str, float]]:
-    """Evidently's page (one file, opens offline) and the value of each column."""
+    reference: "pd.DataFrame",
+    current: "pd.DataFrame",
+    day: dt.date,
+    columns: Sequence[Column],
+    thresholds: dict[str, float],
+    settings: Drift,
+) -> tuple[bytes, Any, dict[str, float]]:
+    """Evidently's page (one file, opens offline), what it was made from, and the value of each column."""
     if not columns:
-        return b"<!doctype html><meta charset=utf-8><title>Drift</title><p>No column could be compared.</p>\n", {}
+        return b"<!doctype html><meta charset=utf-8><title>Drift</title><p>No column could be compared.</p>\n", None, {}
     os.environ.setdefault("DO_NOT_TRACK", "1")  # read by Evidently's telemetry
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")  # of its own use of pandas and NumPy, at import and at run
@@ -250,14 +256,15 @@ def _evidently(
         # One by one: DataDriftPreset measures each column three times and draws it twice (docs/decisions.md).
         asked = [ValueDrift(column=one.name, method=_method(one, settings), threshold=thresholds[one.name]) for one in columns]
         sides = [Dataset.from_pandas(frame, data_definition=definition) for frame in (current, reference)]
-        snapshot = Report(list(asked), include_tests=True).run(*sides)
+        midnight = dt.datetime.combine(day, dt.time())
+        run = Report(list(asked), include_tests=True).run(*sides, timestamp=midnight, name=str(day))
         target = Path(scratch) / "page.html"
-        snapshot.save_html(str(target))
+        run.save_html(str(target))
         page = target.read_bytes()
-        metrics = snapshot.dict()["metrics"]
+        metrics = run.dict()["metrics"]
     values = {metric["config"]["column"]: float(metric["value"]) for metric in metrics if "ValueDrift" in metric["metric_name"]}
     # Rounding takes the root of a number just below 0 when two distributions are equal.
-    return page, {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+    return page, run, {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
 
 
 def _method(column: Column, settings: Drift) -> str:

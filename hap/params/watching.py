@@ -52,6 +52,9 @@ class Drift(Strict):
         description="times its threshold from which a drifted column wakes someone, as a lost one does; below it is a ticket, since "
         "the threshold says that a column moved, and not that tonight's answers are wrong",
     )
+    evidently_ui: bool = Field(
+        default=False, description="keep each day's columns in pages/evidently, too, for `evidently ui --workspace pages/evidently`"
+    )
     blocks_promotion: bool = Field(default=False, description="whether an open incident that pages holds promotions; --force overrides")
 
 

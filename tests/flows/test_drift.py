@@ -17,6 +17,7 @@ from flows.looks.subject import Subject, Watch
 from flows.looks.watchers import WATCHERS
 from hap import durable
 from hap.errors import Busy, DataError, HapError, NotFound
+from hap.monitoring.evidently_ui import kept_runs, workspace_folder
 from hap.monitoring.findings import Figure, Finding, Look
 from hap.monitoring.report import Report, report_file
 from hap.registry.incidents import incidents
@@ -268,6 +269,18 @@ def test_evidentlys_page_that_cannot_be_written_costs_no_look(ws: Workspace, mon
     looked = look_at_day(ws, D, NOW)
     assert looked.report.seen[1].detail["page"] is None and "cannot be written" in looked.html.read_text()
     assert "watch:inputs" not in causes(looked.report)
+
+
+def test_where_it_is_asked_for_evidentlys_workspace_is_filled_and_costs_no_look_where_it_cannot_be(ws: Workspace) -> None:
+    (ws.root / "params.yaml").write_text(yaml.safe_dump({"features": FEATURES, "drift": {"evidently_ui": True}}))
+    looked = look_at_day(ws, D, NOW)
+    assert kept_runs(ws.pages).keys() == {D} and "watch:inputs" not in causes(looked.report)
+    assert looked.report.seen[1].detail["problem"] is None
+    shutil.rmtree(workspace_folder(ws.pages))
+    workspace_folder(ws.pages).write_text("no folder")
+    looked = look_at_day(ws, D, NOW)
+    assert looked.report.seen[1].detail["page"] == "drift-2026-01-04-columns.html"
+    assert f"{workspace_folder(ws.pages)} cannot be written" in looked.html.read_text()
 
 
 def logged(tmp_path: Path, source: Workspace) -> Workspace:

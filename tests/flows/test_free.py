@@ -15,6 +15,7 @@ from flows import free as gc
 from flows.scratch import MADE_OF, calibration_folder, gate_copy
 from hap import durable
 from hap.errors import Busy, HapError, NotFound
+from hap.monitoring.evidently_ui import run_file
 from hap.monitoring.report import columns_file, page_file, report_file
 from hap.params import Keep, Params
 from hap.project import package_digest
@@ -146,9 +147,15 @@ def test_evidentlys_reports_of_old_days_go_and_the_pages_of_the_days_stay(ws, ru
         for path in (columns_file(ws.pages, day), page_file(ws.pages, day), report_file(ws.pages, day)):
             durable.write_text(path, "x" * 1000)
     durable.write_text(ws.pages / "drift-soon-columns.html", "not ours")
+    for day in days:
+        durable.write_text(run_file(ws.pages, day), "x" * 10)
     planned = [piece for piece in run(dry_run=True).pieces if piece.what.startswith("Evidently")]
-    assert [(piece.where, piece.bytes) for piece in planned] == [(str(columns_file(ws.pages, day)), 1000) for day in sorted(days[2:])]
+    assert [(piece.where, piece.bytes) for piece in planned] == [
+        *((str(columns_file(ws.pages, day)), 1000) for day in sorted(days[2:])),
+        *((str(run_file(ws.pages, day)), 10) for day in sorted(days[2:])),
+    ]
     run()
+    assert [day for day in days if run_file(ws.pages, day).exists()] == days[:2]
     assert {path.name for path in ws.pages.glob("*-columns.html")} == {
         *(columns_file(ws.pages, day).name for day in days[:2]), "drift-soon-columns.html",
     }  # fmt: skip
