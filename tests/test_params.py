@@ -36,6 +36,10 @@ def test_the_projects_own_file_is_sound_and_resolving_it_again_changes_nothing(d
         ("loss", {"name": "bce", "bce_weight": 0}, ["loss bce", "light", "loss.bce_weight"]),
         ("loss", {"name": "ghcl", "kind_weights": {"EN": 0, "RN": 0, "PRN": 0, "GN": 0}}, ["loss ghcl", "every term weighs 0"]),
         ("train.surgery", "pcgrads", ["train.surgery", "pcgrad"]),
+        ("train", {"sampling": "conflict", "conflict_steps": 0}, ["train", "sampling conflict", "conflict_steps: 0"]),
+        ("loss.temperature", float("inf"), ["loss.temperature", "finite", "'inf'"]),
+        ("loss.kind_weights", {"EN": float("inf")}, ["loss.kind_weights.EN", "finite", "'inf'"]),
+        ("train.learning_rate", float("nan"), ["train.learning_rate", "'nan'"]),
         ("loss", {"name": "bce", "weighting": "uncertainty"}, ["loss", "uncertainty", "bce", "ghcl"]),
         ("loss", {"name": "infonce+bce", "weighting": "curriculum"}, ["loss", "curriculum", "infonce+bce"]),
         ("loss", {"weighting": "curriculum", "curriculum_epochs": 8}, ["loss.curriculum_epochs 8", "train.epochs 8"]),
@@ -61,6 +65,14 @@ def test_a_mistake_is_one_line_that_names_key_and_rule(path: str, value: object,
     message = str(refusal.value)
     assert "\n" not in message
     assert all(word in message for word in ["params.yaml", *words]), message
+
+
+def test_a_rule_between_keys_is_not_buried_under_the_whole_section() -> None:
+    values = raw()
+    values["train"]["processes"] = 17
+    with pytest.raises(ConfigError) as refusal:
+        resolve(values, "params.yaml")
+    assert str(refusal.value).endswith("set pool_row_groups to 17 or more, or take fewer processes")
 
 
 def test_a_model_of_kinds_that_all_weigh_nothing_is_refused_by_name() -> None:

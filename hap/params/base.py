@@ -25,6 +25,6 @@ Cron = Annotated[str, AfterValidator(_five_fields)]
 
 
 class Strict(BaseModel):
-    """Frozen, keyword-only, no unknown keys."""
+    """Frozen, keyword-only, no unknown keys, no number without end: YAML's .inf would train a model on nothing, or stop no night."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

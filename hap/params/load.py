@@ -55,7 +55,9 @@ def resolve(raw: dict[str, Any], source: str) -> Params:
             raise ConfigError(f"{source}: unknown key {key!r}{hint}{more}") from None
         message = first["msg"].removeprefix("Value error, ")
         where = f"{key}: " if key else ""
-        raise ConfigError(f"{source}: {where}{message}; found {str(first['input'])[:60]!r}{more}") from None
+        # A rule between the keys of a section names the values itself; the whole section would only bury it.
+        found = "" if isinstance(first["input"], dict) else f"; found {str(first['input'])[:60]!r}"
+        raise ConfigError(f"{source}: {where}{message}{found}{more}") from None
 
 
 def _alerts_error(location: tuple[Any, ...], kind: str, message: str) -> str:

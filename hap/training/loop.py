@@ -154,6 +154,7 @@ def train(
         "heldout_gauc_by_epoch": trained.gaucs,
         "warm_parameters": taken,
         "learned_weights": run.learned.learned() if run.learned else None,
+        "drawn_shares": run.sampling.shares() if run.sampling else None,
         "processes": ranks.world,
         "device": device.type,
         "torch": torch.__version__,

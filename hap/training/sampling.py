@@ -4,6 +4,10 @@ Conflict of kind k: how far its gradient points against each other kind's on ave
 (hap.training.conflict), in [0, 1]:
     c_k = mean over the other kinds j of max(0, -cos(g_k, g_j))
 In a step each negative of kind k is drawn into the loss with probability 1 - c_k, at least LEAST. Positives always are.
+
+In BCE and in a pooled InfoNCE a kind then weighs less in proportion. A group of GHCL is a mean over its (positive, group) pairs and
+its negatives' mass is (1 - p) / t, so it keeps most of its weight for as long as one of them is drawn: among ten that tie, half of
+them hold 5/6 where all hold 10/11. Under BCE the scores of negatives that are seldom drawn come out too high to be probabilities.
 """
 
 from collections.abc import Sequence
@@ -40,6 +44,10 @@ class ConflictSampling:
     def share(self, kind: str) -> float:
         """The probability that a negative of the kind is drawn."""
         return max(1 - self.conflict.get(kind, 0.0), LEAST)
+
+    def shares(self) -> dict[str, float]:
+        """What is drawn of each kind now."""
+        return {kind: self.share(kind) for kind in self.kinds}
 
     def drawn(self, kind: Tensor, step: int) -> Tensor:
         """Bool[N]: what takes part in the loss of the step; kind: I8[N]."""

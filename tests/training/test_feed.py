@@ -141,6 +141,21 @@ def test_a_step_is_found_again_without_those_before_it(many_groups: list[Path], 
         assert step_sets(feed, start=start) == alone[start:]
 
 
+def test_order_belongs_to_seed_and_epoch_among_row_groups_and_within_them(many_groups: list[Path], default_params: Params) -> None:
+    feed = Feed(many_groups, small_batches(default_params), heldout=False)
+
+    def orders(seed: int, epoch: int) -> tuple[list[int], list[list[int]]]:
+        """The row groups of an epoch, and the places of the first ones' requests."""
+        units = [unit for pool, _ in feed.plan(seed, epoch) for unit in pool]
+        return units, [part.tolist() for part in feed._shuffled(range(4), seed, epoch)[1]]
+
+    (groups, within), again = orders(7, 1), orders(7, 1)
+    assert (groups, within) == again
+    for other_groups, other_within in (orders(8, 1), orders(7, 2)):
+        assert sorted(other_groups) == sorted(groups) and other_groups != groups
+        assert [sorted(part) for part in other_within] == [sorted(part) for part in within] and other_within != within
+
+
 def test_a_process_without_row_groups_gets_empty_batches(sample_files: list[Path], default_params: Params) -> None:
     feed = Feed(sample_files, small_batches(default_params), heldout=False)
     assert len(feed.units) == 1

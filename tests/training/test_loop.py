@@ -85,11 +85,34 @@ def test_processes_that_score_a_part_each_find_the_gauc_of_the_whole(
     assert loop.heldout_gauc(trained.model, heldout, small_params, cpu, Ranks(0, 3)) == pytest.approx(whole, abs=1e-12)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(small_params: Params, sample_files: list[Path]) -> None:
-    settings = small_params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0, "batch_requests": 16, "log_steps": 2})
+@pytest.mark.parametrize("log_steps", [2, 10**6])
+def test_a_loss_that_is_not_finite_ends_the_training_in_one_line(log_steps: int, small_params: Params, sample_files: list[Path]) -> None:
+    """Also where no point of the curves falls into the epoch: it is looked at before its weights are judged."""
+    changes = {"learning_rate": 1e30, "warmup_steps": 0, "batch_requests": 16, "log_steps": log_steps}
+    settings = small_params.train.model_copy(update=changes)
     with pytest.raises(DataError, match=r"light: the loss is not finite in epoch 1 .*; lower train\.learning_rate") as refusal:
         run("light", small_params.model_copy(update={"train": settings}), sample_files)
     assert "\n" not in str(refusal.value)
+
+
+def test_dense_gradients_are_clipped_and_the_first_steps_are_small(
+    small_params: Params, sample_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[float, float]] = []
+    moves = torch.optim.Adam.step
+
+    def seen(self: torch.optim.Adam, *words: Any) -> Any:
+        (group,) = self.param_groups
+        norms = torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None])
+        steps.append((norms.norm().item(), group["lr"]))
+        return moves(self, *words)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", seen)
+    changes = {"epochs": 1, "batch_requests": 16, "clip_norm": 1e-3, "warmup_steps": 3, "learning_rate": 0.01}
+    run("light", small_params.model_copy(update={"train": small_params.train.model_copy(update=changes)}), sample_files)
+    norms, rates = zip(*steps, strict=True)
+    assert norms == pytest.approx([1e-3] * len(steps), rel=1e-3), "far below what any batch of a fresh model asks for"
+    assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
 
 
 def test_steps_between_two_points_of_the_curves_look_at_no_loss(

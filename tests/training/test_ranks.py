@@ -124,9 +124,11 @@ def test_surgery_and_learned_weights_and_what_is_seen_of_the_conflict_do_not_dep
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("settings", [{}, {"sampling": "conflict", "surgery": "gradvac", "conflict_steps": 3, "learning_rate": 0.02}])
 def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undisturbed_run(
-    workspace: Workspace, small_params: Params
+    workspace: Workspace, small_params: Params, settings: dict
 ) -> None:
+    ready(workspace, small_params, **settings)
     finish(start(workspace, TORCHRUN))
     undisturbed = outcome(workspace)
     shutil.rmtree(workspace.models)

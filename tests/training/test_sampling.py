@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from hap.params import KINDS, NEGATIVES, Params
+from hap.models.build import build_model, save_model
+from hap.params import KINDS, NEGATIVES, Loss, Params
 from hap.training.loop import Trained, train
+from hap.training.losses import loss_terms
 from hap.training.sampling import LATEST, LEAST, ConflictSampling
 
 COSINES = {"EN|RN": -0.6, "EN|PRN": 0.3, "EN|GN": -0.9, "RN|PRN": 0.2, "RN|GN": 0.0, "PRN|GN": 0.5}
@@ -55,6 +57,40 @@ def test_draws_belong_to_seed_step_and_rank() -> None:
         assert not torch.equal(drawn(1, 2, 0), drawn(*other))
 
 
+@pytest.mark.parametrize(("loss", "left"), [("bce", 0.5), ("infonce", 0.5), ("ghcl", (5 / 6) / (10 / 11))])
+def test_half_of_a_kind_pulls_half_as_hard_but_in_a_group_of_its_own(loss: str, left: float) -> None:
+    """Ten easy negatives, of which every other one is left out, beside so many hard ones that the whole hardly changes."""
+    kind = torch.tensor([0, *[1] * 10_000, *[4] * 10], dtype=torch.int8)
+    drawn = torch.ones(len(kind), dtype=torch.bool)
+    drawn[-10::2] = False
+
+    def pull(chosen: torch.Tensor) -> float:
+        logits = torch.zeros(len(kind), requires_grad=True)
+        terms = loss_terms(logits[chosen], kind[chosen], torch.zeros(int(chosen.sum()), dtype=torch.int64), 1, Loss(name=loss), NEGATIVES)
+        torch.stack([term.mean() for term in terms.values()]).sum().backward()
+        assert logits.grad is not None
+        return float(logits.grad[-10:].sum())
+
+    assert pull(drawn) / pull(torch.ones_like(drawn)) == pytest.approx(left, rel=0.01)
+
+
+def test_sampling_goes_together_with_surgery_distillation_and_half_precision(
+    small_params: Params, sample_files: list[Path], tmp_path: Path
+) -> None:
+    save_model(build_model("expressive", small_params), tmp_path, {"model": "expressive"})
+    changes = {"sampling": "conflict", "conflict_steps": 1, "surgery": "pcgrad", "precision": "bf16", "batch_requests": 16}
+    update = {
+        "train": small_params.train.model_copy(update={**changes, "learning_rate": 0.02, "warmup_steps": 0}),
+        "light": small_params.light.model_copy(update={"distill": 1.0}),
+    }
+    params = small_params.model_copy(update=update)
+    first, second = (train("light", params, sample_files, lambda _: None, teacher=tmp_path) for _ in range(2))
+    assert set(first.losses[0]) == {*NEGATIVES, "bce", "distill"} and np.isfinite([*first.losses[-1].values()]).all()
+    assert min(first.facts["drawn_shares"].values()) < 1
+    for key, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[key]), key
+
+
 @pytest.mark.parametrize("loss", ["bce", "infonce+bce", "ghcl+bce"])
 def test_sampling_changes_what_is_learned_and_repeats_bit_for_bit(loss: str, small_params: Params, sample_files: list[Path]) -> None:
     """Trained for as long as it takes the kinds to part: in the first steps they agree, and all is drawn."""
@@ -68,6 +104,8 @@ def test_sampling_changes_what_is_learned_and_repeats_bit_for_bit(loss: str, sma
         return train("light", small_params.model_copy(update=update), sample_files, lambda _: None)
 
     plain, first, second = (trained(how) for how in ("all", "conflict", "conflict"))
+    assert plain.facts["drawn_shares"] is None
+    assert set(first.facts["drawn_shares"]) == set(NEGATIVES) and LEAST <= min(first.facts["drawn_shares"].values()) < 1
     assert not torch.equal(plain.model.state_dict()["head.weight"], first.model.state_dict()["head.weight"])
     for key, value in first.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[key]), key
