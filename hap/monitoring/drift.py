@@ -210,7 +210,7 @@ def drift_report(
         note = "constant in the reference" if before.nunique() == 1 else None
         judged[name] = ColumnDrift(
             _method(column, settings), value, round(thresholds[name], 4), value >= thresholds[name],
-            _mean(before), _mean(after), before.size, after.size, note,
+            _mean(before), _mean(after), before.size, after.size, note, _moved(before, after) if column.type == "categorical" else None,
         )  # fmt: skip
     drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
     ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
@@ -347,6 +347,16 @@ def _folded(before: "pd.Series[Any]", after: "pd.Series[Any]") -> "tuple[pd.Seri
         return before, after
     shown = shares.sort_index().sort_values(ascending=False, kind="stable").index[:SHOWN_CATEGORIES]
     return before.where(before.isin(shown), "other"), after.where(after.isin(shown), "other")
+
+
+def _moved(before: "pd.Series[Any]", after: "pd.Series[Any]") -> tuple[str, float, float] | None:
+    """The category whose share of the rows changed most, and its shares; of ties the first by name. None where all stayed."""
+    then, now = (side.value_counts(normalize=True) for side in (before, after))
+    change = now.sub(then, fill_value=0.0).sort_index().abs()
+    if not change.max() > 0:
+        return None
+    name = change.idxmax()
+    return str(name), float(then.get(name, 0.0)), float(now.get(name, 0.0))
 
 
 def _absence(column: Column, in_reference: bool, in_current: bool, before: int, after: int) -> str | None:

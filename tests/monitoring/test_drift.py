@@ -331,6 +331,16 @@ def test_many_categories_are_compared_by_the_frequent_ones():
     assert compare(left, right.assign(hour="77")).drifted == ("hour",)
 
 
+def test_a_category_that_moved_is_named_with_its_shares():
+    left, right = (pd.DataFrame({"hour": ["9"] * nines + ["<b>"] * (400 - nines)}) for nines in (400, 300))
+    assert compare(left, right).columns["hour"].moved == ("9", 1.0, 0.75), "of ties the first by name"
+    (finding,) = compare(left, right.replace("9", "x" * 50)).look.findings
+    assert finding.said.endswith("; '9' went from 100% to 0% of rows")
+    (finding,) = compare(left.replace("9", "x" * 50), right.replace("9", "y" * 50)).look.findings
+    assert finding.said.endswith(f"; '{'x' * 40}…' went from 100% to 0% of rows")
+    assert compare(left, left).columns["hour"].moved is None
+
+
 @pytest.mark.parametrize("settings", [Drift(numeric_method="psi", categorical_method="psi"), Drift(numeric_method="psi")])
 def test_the_configured_method_and_threshold_are_used(settings):
     rng = np.random.default_rng(2)
