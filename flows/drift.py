@@ -80,6 +80,9 @@ def look_at_day(ws: Workspace, day: dt.date, now: dt.datetime, *, locked: bool =
         write_report(ws.pages, report)
     except OSError as error:
         unwritten = error.strerror or str(error)
+    except Exception:
+        tell(ws, params)  # whatever is wrong with the page, people hear of the day
+        raise
     told = Told(changes, tell(ws, params))
     if unwritten:
         raise HapError(
