@@ -184,8 +184,8 @@ def in_words(name: str, one: ColumnDrift) -> str:
         return f"{name}: {one.note}"
     if one.method == MISSING:
         now, before = one.current_mean or 0.0, one.reference_mean or 0.0
-        told = f"from {_percent(one.threshold)} more or less on it is told"
-        return f"{name} is missing on {_percent(now)} of rows, {_percent(before)} in the training window; {told}"
+        allowed = f"{_percent(one.threshold)} of rows more or less are allowed"
+        return f"{name} is missing on {_percent(now)} of rows, {_percent(before)} in the training window; {allowed}"
     moved = ""
     if one.reference_mean is not None and one.current_mean is not None:
         moved = f"; its mean went from {one.reference_mean:.4g} to {one.current_mean:.4g}"
