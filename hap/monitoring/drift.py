@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
 RANKS = (10, 100, 1000)
+DIGITS = 6  # of a distance
 # What the distance of two equal samples exceeds by chance as seldom as a figure may, in units of sqrt(1/n + 1/m): drawn, 3.83 for uniform
 # values, 3.94 for normal ones, 4.33 for lognormal ones. Never less than `deviations()`, since means lie no further apart than samples.
 WASSERSTEIN_NOISE = 4.0
@@ -256,8 +257,9 @@ def _evidently(
         page = target.read_bytes()
         metrics = snapshot.dict()["metrics"]
     values = {metric["config"]["column"]: float(metric["value"]) for metric in metrics if "ValueDrift" in metric["metric_name"]}
-    # Rounding takes the root of a number just below 0 when two distributions are equal.
-    return page, {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+    # Rounding takes the root of a number just below 0 when two distributions are equal. Evidently adds categories up in the order of a
+    # set of texts, which is another one in every process: what is rounded is the same each time.
+    return page, {name: 0.0 if math.isnan(value) else round(value, DIGITS) for name, value in values.items()}
 
 
 def _method(column: Column, settings: Drift) -> str:
