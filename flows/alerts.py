@@ -118,10 +118,16 @@ def known_incidents(ws: Workspace, params: Params) -> Incidents:
     return incidents_of.incidents(open_ledger(ws, params).rows())
 
 
-def undelivered(known: Incidents, params: Params) -> list[dict[str, str | None]]:
-    """What waits to be told: cause, event, place, and why the last try failed (None before the first)."""
+def undelivered(known: Incidents, params: Params, now: dt.datetime) -> list[dict[str, str | None]]:
+    """What waits to be told: cause, event, place, why the last try failed (None before the first), and the snooze that keeps it back."""
     return [
-        {"cause": one.cause, "event": message.event, "place": place, "why": message.untold.get(place)}
+        {
+            "cause": one.cause,
+            "event": message.event,
+            "place": place,
+            "why": message.untold.get(place),
+            "snoozed_until": one.snoozed.until.isoformat() if one.keeps_back(message, now) and one.snoozed and one.snoozed.until else None,
+        }
         for one in known.all
         for message, places in one.waiting(params.alerts)
         for place in places

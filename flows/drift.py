@@ -1,6 +1,6 @@
 """A look at a day: every watcher, the incidents that it opens and closes, the report and the page.
 
-A look is idempotent: the same day of the same logs gives the same files and opens nothing twice. The order of writing is the
+A look is idempotent: the same day of the same logs gives the same report and page, and opens nothing twice. The order of writing is the
 order in which a kill hurts least: incidents into the ledger, the page, then the report, which says that the day was looked
 at; last the messages, which the next look tells where this one could not.
 """
@@ -80,6 +80,9 @@ def look_at_day(ws: Workspace, day: dt.date, now: dt.datetime, *, locked: bool =
         write_report(ws.pages, report)
     except OSError as error:
         unwritten = error.strerror or str(error)
+    except Exception:
+        tell(ws, params)  # whatever is wrong with the page, people hear of the day
+        raise
     told = Told(changes, tell(ws, params))
     if unwritten:
         raise HapError(

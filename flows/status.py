@@ -50,7 +50,7 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
         "server": _server(ws, params.serving),
         "alerts": {
             "open": [{"cause": one.cause, "severity": one.severity, "since": one.since} for one in known.open],
-            "undelivered": undelivered(known, params),
+            "undelivered": undelivered(known, params, dt.datetime.now(dt.UTC)),
         },
         "running": describe_holder(holder) if holder.exists() else None,
         "last_verdicts": [{"version": f"v{v['version']}", "day": v["day"], "verdict": v["verdict"]} for v in verdicts[-3:]],
@@ -114,9 +114,11 @@ def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
 
 def _alerts_text(alerts: dict[str, Any]) -> str:
     shown = [f"{one['severity']} {one['cause']} since {one['since']}" for one in alerts["open"]]
-    if left := alerts["undelivered"]:
+    if left := [one for one in alerts["undelivered"] if not one["snoozed_until"]]:
         why = f" ({left[0]['place']}: {left[0]['why'] or 'not tried yet'})"
         shown.append(f"{len(left)} undelivered{why}, try `hapctl alerts --deliver`")
+    if kept := len(alerts["undelivered"]) - len(left):
+        shown.append(f"{kept} to be told after a snooze")
     return "; ".join(shown) or "none open"
 
 

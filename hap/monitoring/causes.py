@@ -27,6 +27,7 @@ CAUSES = {"click_rate": "labels:click_rate", "GN_per_EP": "catalogue:GN"}
 LEAST_ROWS = 20  # on each side; spread and shares of fewer say nothing
 OF_CLICKS = frozenset({"click_rate", "GN_per_EP"})  # columns that say nothing before labels have matured
 TOLD_BY = {"cascade:candidates": WATCHER}  # who tells what several watchers see, so that one watcher opens and closes it
+SHOWN_LETTERS = 40  # of a category, in a sentence
 MISSING = "missing"  # the method of presence: shares of the rows without a value
 ROOTS, EFFECTS = ("input", "cascade"), ("funnel", "quality")  # kinds: the second follow from the first, and from lost feedback
 APART = frozenset({"funnel:scores", "funnel:labels"})  # answers that are no numbers, and what is said of the look itself
@@ -178,17 +179,25 @@ def _without(look: Look, cause: str) -> Look:
 
 
 def in_words(name: str, one: ColumnDrift) -> str:
-    """What became of a column: method, figure, threshold and means, or why it was not compared."""
+    """What became of a column: method, figure, threshold, and its means or the category that moved most; or why it was not compared."""
     if one.method is None or one.value is None or one.threshold is None:
         return f"{name}: {one.note}"
     if one.method == MISSING:
         now, before = one.current_mean or 0.0, one.reference_mean or 0.0
-        told = f"from {_percent(one.threshold)} more or less on it is told"
-        return f"{name} is missing on {_percent(now)} of rows, {_percent(before)} in the training window; {told}"
+        allowed = f"{_percent(one.threshold)} of rows more or less are allowed"
+        return f"{name} is missing on {_percent(now)} of rows, {_percent(before)} in the training window; {allowed}"
     moved = ""
     if one.reference_mean is not None and one.current_mean is not None:
         moved = f"; its mean went from {one.reference_mean:.4g} to {one.current_mean:.4g}"
+    elif one.moved is not None:
+        moved = f"; {category_in_words(*one.moved)}"
     return f"{name}: {one.method} {one.value:.3f} over {one.threshold:.3f}{moved}"
+
+
+def category_in_words(category: str, before: float, now: float) -> str:
+    """What became of the category of a column that moved most."""
+    named = category if len(category) <= SHOWN_LETTERS else f"{category[:SHOWN_LETTERS]}…"
+    return f"{named!r} went from {_percent(before)} to {_percent(now)} of rows"
 
 
 def _severity(one: ColumnDrift, page_from: float) -> Severity:

@@ -39,7 +39,8 @@ class Column:
 class ColumnDrift:
     """One column as judged; `threshold` is the configured one widened by the noise of samples this small.
 
-    Of missing values `value` is the change of their share of the rows, and the means are the shares.
+    Of missing values `value` is the change of their share of the rows, and the means are the shares. Of categories `moved` is the one
+    whose share changed most, with its share of the rows in the reference and on the day.
     """
 
     method: str | None
@@ -51,6 +52,7 @@ class ColumnDrift:
     reference_rows: int
     current_rows: int
     note: str | None = None
+    moved: tuple[str, float, float] | None = None
 
 
 def user_column(features: Features) -> str | None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
 RANKS = (10, 100, 1000)
+DIGITS = 6  # of a distance
 # What the distance of two equal samples exceeds by chance as seldom as a figure may, in units of sqrt(1/n + 1/m): drawn, 3.83 for uniform
 # values, 3.94 for normal ones, 4.33 for lognormal ones. Never less than `deviations()`, since means lie no further apart than samples.
 WASSERSTEIN_NOISE = 4.0
@@ -211,7 +212,7 @@ def drift_report(
         note = "constant in the reference" if before.nunique() == 1 else None
         judged[name] = ColumnDrift(
             _method(column, settings), value, round(thresholds[name], 4), value >= thresholds[name],
-            _mean(before), _mean(after), before.size, after.size, note,
+            _mean(before), _mean(after), before.size, after.size, note, _moved(before, after) if column.type == "categorical" else None,
         )  # fmt: skip
     drifted = sorted((name for name, one in judged.items() if one.drifted), key=lambda name: -_severity(judged[name]))
     ordered = {column.name: judged[column.name] for column in judged_columns(features) if column.name in judged}
@@ -263,8 +264,9 @@ def _evidently(
         page = target.read_bytes()
         metrics = run.dict()["metrics"]
     values = {metric["config"]["column"]: float(metric["value"]) for metric in metrics if "ValueDrift" in metric["metric_name"]}
-    # Rounding takes the root of a number just below 0 when two distributions are equal.
-    return page, run, {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+    # Rounding takes the root of a number just below 0 when two distributions are equal. Evidently adds categories up in the order of a
+    # set of texts, which is another one in every process: what is rounded is the same each time.
+    return page, run, {name: 0.0 if math.isnan(value) else round(value, DIGITS) for name, value in values.items()}
 
 
 def _method(column: Column, settings: Drift) -> str:
@@ -354,6 +356,16 @@ def _folded(before: "pd.Series[Any]", after: "pd.Series[Any]") -> "tuple[pd.Seri
         return before, after
     shown = shares.sort_index().sort_values(ascending=False, kind="stable").index[:SHOWN_CATEGORIES]
     return before.where(before.isin(shown), "other"), after.where(after.isin(shown), "other")
+
+
+def _moved(before: "pd.Series[Any]", after: "pd.Series[Any]") -> tuple[str, float, float] | None:
+    """The category whose share of the rows changed most, and its shares; of ties the first by name. None where all stayed."""
+    then, now = (side.value_counts(normalize=True) for side in (before, after))
+    change = now.sub(then, fill_value=0.0).sort_index().abs()
+    if not change.max() > 0:
+        return None
+    name = change.idxmax()
+    return str(name), float(then.get(name, 0.0)), float(now.get(name, 0.0))
 
 
 def _absence(column: Column, in_reference: bool, in_current: bool, before: int, after: int) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hap.days import day_range, parse_day, start_of
+from hap.monitoring.causes import category_in_words
 from hap.monitoring.findings import Figure, Finding
 from hap.monitoring.report import LOGS, WATCH, WORDS, Report, columns_file, page_file, report_file
 from hap.monitoring.runbook import SOURCE, Line, line_of, read_runbook
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HISTORY_DAYS, LEAST_DAYS = 30, 7  # that a trend shows at most and at least, the page's own among them
 SHORT = 160  # letters of a finding in the headline
+NAMED = 3  # findings beside the worst that the headline names
 SHOWN = 8  # trends of one watcher that are open at once; the others unfold
 DAY = dt.timedelta(days=1)
 
@@ -154,7 +156,9 @@ def _sentences(page: Page, wrong: Sequence[Card]) -> list[str]:
             pages = sum(card.finding.severity == "page" for card in wrong[1:])
             oldest = min(card.since for card in wrong[1:])
             which = f", {pages} of them wake{'s' if pages == 1 else ''} someone" if pages else " can wait until the morning"
-            said.append(f"{others} more{which}; the oldest is open since {oldest}.")
+            named = ", ".join(card.finding.cause for card in wrong[1 : 1 + NAMED])
+            left = f" and {others - NAMED} other{'s' * (others > NAMED + 1)}" if others > NAMED else ""
+            said.append(f"{others} more{which}: {named}{left}; the oldest is open since {oldest}.")
     elif report.state == "unjudged":
         said = ["No watcher could judge the day."]
     else:
@@ -326,7 +330,8 @@ def _columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, one in columns.items():
         ratio = one["value"] / one["threshold"] if one["value"] is not None and one["threshold"] else None
-        rows.append({"name": name, **one, "ratio": ratio})
+        moved = category_in_words(*one["moved"]) if one.get("moved") and one["drifted"] else None
+        rows.append({"name": name, **one, "ratio": ratio, "said": one["note"] or moved})
     return sorted(rows, key=lambda row: (not row["drifted"], -(row["ratio"] or 0.0), row["name"]))
 
 

@@ -103,13 +103,13 @@ class Incident:
     def waiting(self, alerts: Alerts) -> list[tuple[Message, tuple[str, ...]]]:
         """The messages that are still to be told, each with its places, oldest first.
 
-        A place that params.yaml no longer names is not waited for. What an open incident told nobody goes to the places
-        that are named now.
+        A place that params.yaml no longer names is not waited for. What an open incident told none of its own places goes to
+        those that are named now, each of them.
         """
         named, found = alerts.every_place(), []
         for message in self.messages:
             places = tuple(place for place in message.places if place in named)
-            if not places and not message.told and self.closed is None:
+            if not places and not message.told & set(message.places) and self.closed is None:
                 places = alerts.places(message.figure.severity)
             if left := tuple(place for place in places if place not in message.told):
                 found.append((message, left))

@@ -25,6 +25,7 @@ from hap.registry.ledger import Entry, open_ledger
 from hap.samples import partitions
 from hap.workspace import Workspace, init_workspace, workspace_lock
 from tests.conftest import FIRST_DAY
+from tests.monitoring.receivers import webhook
 from tests.monitoring.test_drift import DAYS, FEATURES, write_samples
 from tests.monitoring.test_runbook import CAUSE
 from tests.words import typing
@@ -262,6 +263,21 @@ def test_pages_that_cannot_be_written_are_one_line_after_the_incidents_are_told(
     with pytest.raises(HapError, match=r"cannot be written into .*pages: .*; 1 finding, in `hapctl alerts`; mend the folder, then"):
         look_at_day(ws, D, NOW)
     assert open_causes(ws) == ["funnel:share_EN"]
+
+
+def test_a_page_that_cannot_be_rendered_keeps_nobody_from_being_told(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch_with(monkeypatch, saw("funnel", "funnel:share_EN", severity="page"))
+    ws.params_file.write_text(ws.params_file.read_text() + "\nalerts: {page: [HAP_ALERTS_PAGE], deadline_s: 60}\n")
+
+    def defect(*_: object) -> str:
+        raise KeyError("said")
+
+    monkeypatch.setattr(flows.drift, "page_of", defect)
+    with webhook() as hook:
+        monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
+        with pytest.raises(KeyError):
+            look_at_day(ws, D, NOW)
+    assert hook.titles == ["[page] funnel:share_EN"]
 
 
 def test_evidentlys_page_that_cannot_be_written_costs_no_look(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

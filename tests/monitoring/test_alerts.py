@@ -208,6 +208,17 @@ def test_what_was_told_nobody_waits_for_a_place_while_it_is_open_and_no_longer()
     assert incidents(book.rows()).all[0].waiting(ALERTS) == []
 
 
+def test_what_was_told_nobody_waits_for_every_place_that_is_named_now_until_each_has_it() -> None:
+    named = Alerts(ticket=("HAP_FIRST", "HAP_SECOND"))
+    book = Book()
+    apply(book, look(4, finding()), Alerts(), NOW)
+    for place, left in (("HAP_SECOND", ["HAP_FIRST"]), ("HAP_FIRST", [])):
+        number = incidents(book.rows()).all[0].messages[0].number
+        evidence = {"incident": number, "message": number, "place": place}
+        book.append(Entry(at=NOW, actor="ann", action="alert", state="told", reason="", evidence=evidence))
+        assert [one for _, places in incidents(book.rows()).all[0].waiting(named) for one in places] == left
+
+
 def test_a_place_that_the_parameters_no_longer_name_is_not_waited_for() -> None:
     book = play([look(4, finding()), look(5)])
     (one,) = incidents(book.rows()).all

@@ -39,7 +39,7 @@ def test_columns_of_one_cause_are_one_finding_led_by_the_worst() -> None:
     look = look_at("2026-01-04", [PRICE, PRESENT], {"cand_price": judged(0.2, 0.1), "cand_price_present": gone}, 3.0)
     (finding,) = look.findings
     assert (finding.cause, finding.severity, finding.value, finding.limit) == ("input:cand_price", "page", 0.35, 0.1)
-    missing = "cand_price is missing on 40% of rows, 5% in the training window; from 10% more or less on it is told"
+    missing = "cand_price is missing on 40% of rows, 5% in the training window; 10% of rows more or less are allowed"
     assert finding.said == f"{missing}; cand_price: wasserstein 0.200 over 0.100"
     assert finding.do == "hapctl show 2026-01-04"
 
@@ -87,7 +87,7 @@ def test_missing_values_are_told_as_shares_of_the_rows_with_the_limit_in_that_un
     gone = ColumnDrift("missing", 0.93, 0.03, True, 0.0, 0.93, 500, 500)
     look = look_at("2026-01-04", [PRESENT], {"cand_price_present": gone}, 3.0)
     (finding,), (figure,) = look.findings, look.figures
-    assert finding.said == "cand_price is missing on 93% of rows, 0% in the training window; from 3% more or less on it is told"
+    assert finding.said == "cand_price is missing on 93% of rows, 0% in the training window; 3% of rows more or less are allowed"
     assert (finding.value, finding.limit, finding.figure, finding.severity) == (0.93, 0.03, "inputs.cand_price_present", "page")
     assert (figure.title, figure.value, figure.reference, figure.least, figure.most) == (
         "share of rows without cand_price",

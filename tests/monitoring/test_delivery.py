@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from flows.alerts import Told, deliver_waiting, known_incidents, settle_looks, tell, undelivered
+from flows.status import _alerts_text
 from hap.monitoring import courier
 from hap.monitoring.alerts import Letter, snooze
 from hap.monitoring.delivery import send
@@ -135,7 +136,7 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
     told = settled(ws, params, look(4, "page", "input:activity"))
     assert len(hook.got) == 2  # the second message was not tried at a place that had just failed
     assert [one.sent.why for one in told.deliveries] == ["the service answered 500"] * 2
-    waiting = undelivered(known_incidents(ws, params), params)
+    waiting = undelivered(known_incidents(ws, params), params, dt.datetime.now(dt.UTC))
     assert [(one["cause"], one["place"], one["why"]) for one in waiting] == [
         ("input:activity", "HAP_ALERTS_PAGE", "the service answered 500"),
         ("input:cand_price", "HAP_ALERTS_PAGE", "the service answered 500"),
@@ -146,7 +147,7 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
         *("[page] input:activity", "[page] input:cand_price"),
         *("[healed] input:activity", "[healed] input:cand_price"),
     ]
-    assert undelivered(known_incidents(ws, params), params) == [] and deliver_waiting(ws, params) == []
+    assert undelivered(known_incidents(ws, params), params, dt.datetime.now(dt.UTC)) == [] and deliver_waiting(ws, params) == []
 
 
 def test_what_could_not_be_told_before_a_snooze_waits_for_its_end_and_what_got_worse_does_not(
@@ -160,7 +161,11 @@ def test_what_could_not_be_told_before_a_snooze_waits_for_its_end_and_what_got_w
     snooze(ledger, "input:cand_price", until=now + dt.timedelta(hours=8), actor="ann", now=now)
     hook.got.clear()
     assert deliver_waiting(ws, params) == [] and hook.got == []
-    assert [one["event"] for one in undelivered(known_incidents(ws, params), params)] == ["opened"], "it is still shown"
+    (kept,) = undelivered(known_incidents(ws, params), params, now)
+    assert kept["event"] == "opened" and kept["snoozed_until"] == (now + dt.timedelta(hours=8)).isoformat(), "it is still shown"
+    assert _alerts_text({"open": [], "undelivered": [kept]}) == "1 to be told after a snooze"
+    later = undelivered(known_incidents(ws, params), params, now + dt.timedelta(hours=8))
+    assert [one["snoozed_until"] for one in later] == [None]
     settled(ws, params, look(5, "page"))
     assert hook.titles == ["[page, grew] input:cand_price"]
     (one,) = known_incidents(ws, params).open

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -128,6 +129,26 @@ def test_columns_of_clicks_wait_for_labels_and_leave_their_causes_open(quiet, tm
     assert {name: one for name, one in result.columns.items() if name.startswith("cand_")} == {
         name: one for name, one in quiet.columns.items() if name.startswith("cand_")
     }
+
+
+def test_distances_are_the_same_in_every_process(tmp_path):
+    script = (
+        "import sys; import pandas as pd; from tests.monitoring.test_drift import compare\n"
+        "left, right = (pd.DataFrame({'hour': [str(n % k) for n in range(3000)]}) for k in (23, 29))\n"
+        "print(compare(left, right).columns['hour'].value)"
+    )
+    seeds = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")  # with these the last digits of the sum are not the same
+    ]
+    assert len(set(seeds)) == 1
 
 
 def test_a_shifted_price_alarms_by_name_and_nothing_else_does(shifted):
@@ -329,6 +350,16 @@ def test_many_categories_are_compared_by_the_frequent_ones():
     left, right = (pd.DataFrame({"hour": rng.integers(1, 5000, 3000).astype(str)}) for _ in range(2))
     assert compare(left, right).drifted == ()
     assert compare(left, right.assign(hour="77")).drifted == ("hour",)
+
+
+def test_a_category_that_moved_is_named_with_its_shares():
+    left, right = (pd.DataFrame({"hour": ["9"] * nines + ["<b>"] * (400 - nines)}) for nines in (400, 300))
+    assert compare(left, right).columns["hour"].moved == ("9", 1.0, 0.75), "of ties the first by name"
+    (finding,) = compare(left, right.replace("9", "x" * 50)).look.findings
+    assert finding.said.endswith("; '9' went from 100% to 0% of rows")
+    (finding,) = compare(left.replace("9", "x" * 50), right.replace("9", "y" * 50)).look.findings
+    assert finding.said.endswith(f"; '{'x' * 40}…' went from 100% to 0% of rows")
+    assert compare(left, left).columns["hour"].moved is None
 
 
 @pytest.mark.parametrize("settings", [Drift(numeric_method="psi", categorical_method="psi"), Drift(numeric_method="psi")])

@@ -40,12 +40,14 @@ def quiet() -> str:
 def test_the_first_screen_says_what_is_broken_since_when_what_changed_and_what_to_type(broken: str) -> None:
     said = header(broken)
     assert "2026-03-31: broken" in said and "input:cand_price since 2026-03-29, 3 days: cand_price: wasserstein 0.420 over 0.120" in said
-    assert "1 more can wait until the morning; the oldest is open since 2026-03-31." in said
+    assert "1 more can wait until the morning: funnel:share_EN; the oldest is open since 2026-03-31." in said
     assert f"What changed: v2 was promoted on 2026-03-28 03:12 UTC by {EVIL}" in said
     commands = ["hapctl rollback --reason input:cand_price", f"hapctl show {day(0)}", "hapctl ack input:cand_price",
                 "hapctl snooze input:cand_price --until 8h"]  # fmt: skip
     places = [said.index(command) for command in commands]
     assert places == sorted(places) and "Go back to v1" in said
+    assert '<a href="#inputname">Runbook: input:NAME</a>' in broken.split("</header>")[0], "the line of the worst, one touch away"
+    assert '<details class="wide" id="inputname" open>' in broken
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,14 @@ def test_what_was_promoted_after_the_day_is_neither_blamed_for_it_nor_rolled_bac
     past = replace(made, rows=tuple(replace(row, at=row.at + dt.timedelta(days=400)) for row in made.rows))
     said = header(render(past))
     assert "v2 was promoted on" in said and "Go back to v1" in said, "in a simulated past what serves now is what was judged"
+
+
+def test_the_headline_names_three_findings_beside_the_worst_and_counts_the_others() -> None:
+    found = [Finding(cause=f"skew:column{n}", severity="ticket", said="differs", value=9.0 - n, limit=1.0) for n in range(6)]
+    said = header(render(page(report(0, *found))))
+    assert "5 more can wait until the morning" in said and ": skew:column1, skew:column2, skew:column3 and 2 others; the oldest" in said
+    assert "column3 and 1 other;" in header(render(page(report(0, *found[:5]))))
+    assert ": skew:column1, skew:column2; the oldest" in header(render(page(report(0, *found[:3]))))
 
 
 def test_where_no_version_came_or_went_the_page_says_so() -> None:
