@@ -14,7 +14,7 @@ from typing import Any
 
 from hap.monitoring.report import reported_days
 
-PROJECT = "hap: each day's columns beside the champion's training window"
+PROJECT, ABOUT = "hap inputs", "each day beside the training window of the version that served"
 OURS = uuid.UUID("0c0f2a5e-6d3b-5f4e-9a51-9f6b7c1d2e30")  # what ids are derived from: any constant
 
 
@@ -42,7 +42,7 @@ def keep_run(pages: Path, day: dt.date, run: Any, columns: Sequence[str]) -> Non
 
     workspace, project = Workspace.create(str(workspace_folder(pages))), _project()
     if workspace.get_project(project) is None:
-        workspace.add_project(ProjectModel(id=project, name=PROJECT))
+        workspace.add_project(ProjectModel(id=project, name=PROJECT, description=ABOUT))
     panels = [
         line_plot_panel(name, [PanelMetric(legend="distance", metric="ValueDrift", metric_labels={"column": name})], size="half")
         for name in columns
