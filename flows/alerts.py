@@ -101,7 +101,7 @@ def deliver_waiting(ws: Workspace, params: Params) -> list[Delivery]:
 
     def note(one: Delivery) -> None:
         now, place = dt.datetime.now(dt.UTC), one.place
-        evidence = {"incident": one.incident.number, "message": one.message.number, "place": place}
+        evidence = {"incident": one.incident.number, "cause": one.incident.cause, "message": one.message.number, "place": place}
         if one.sent.arrived:
             what = f"{one.message.event} of {one.incident.cause} told to {place}"
             ledger.append(Entry(at=now, actor=default_actor(), action="alert", state="told", reason=what, evidence=evidence))

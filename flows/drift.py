@@ -13,29 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from flows.alerts import Told, settle_looks, tell
-from flows.bundles import bundle_of
+from flows.due import champion_of_day
 from flows.looks.logs import bring
 from flows.looks.subject import Subject, Watch
 from flows.looks.watchers import WATCHERS
 from flows.talk import current
 from hap import durable
-from hap.days import default_as_of, is_ripe, parse_day, start_of
-from hap.errors import DataError, HapError, NotFound
-from hap.logs import contract
+from hap.days import default_as_of, parse_day
+from hap.errors import HapError
 from hap.monitoring.causes import WATCHER as INPUTS
 from hap.monitoring.causes import gathered
 from hap.monitoring.findings import Finding, Look
 from hap.monitoring.labels import WATCHER as LABELS
 from hap.monitoring.labels import yielded
-from hap.monitoring.report import LOGS, WATCH, Report, Seen, earlier_reports, page_file, read_report, report_file, write_report
-from hap.pages.drift import HISTORY_DAYS, Page, render
+from hap.monitoring.report import HISTORY_DAYS, WATCH, Report, Seen, earlier_reports, page_file, report_file, write_report
+from hap.pages.drift import Page, render
 from hap.params import Params
-from hap.registry import ledger as journal
 from hap.registry.incidents import incidents
-from hap.registry.ledger import Row, open_ledger
+from hap.registry.ledger import open_ledger
 from hap.workspace import Workspace
-
-DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -172,59 +168,3 @@ def page_of(ws: Workspace, params: Params, report: Report) -> str:
     there = frozenset(path.name for path in ws.pages.glob("*.html")) if ws.pages.is_dir() else frozenset[str]()
     earlier = earlier_reports(ws.pages, parse_day(report.day), HISTORY_DAYS - 1)
     return render(Page(report=report, earlier=tuple(earlier), incidents=incidents(rows), rows=tuple(rows), root=str(ws.root), there=there))
-
-
-def champion_of_day(rows: Sequence[Row], day: dt.date) -> int:
-    """The version that served when the day ended; where none did, as in a simulated past, the one that serves now.
-
-    Raises:
-        NotFound: none ever served.
-    """
-    then = journal.moment_of(rows, start_of(day + DAY)).by
-    champion = then.to_version if then else journal.served(rows)
-    if champion is None:
-        raise NotFound("no champion yet, so there is no training window to compare with; promote one with `hapctl promote --model vN`")
-    return champion
-
-
-def due_days(ws: Workspace, params: Params, now: dt.datetime) -> list[dt.date]:
-    """The days that a look is due for, oldest first, of the last `HISTORY_DAYS`.
-
-    The newest whole day; days that were missed; days whose labels have matured since they were looked at; days whose logs
-    have come in since they were missing. Days that their champion was trained on, or earlier ones, are nobody's.
-
-    Raises:
-        NotFound: no champion yet.
-        HapError: the ledger cannot be used.
-    """
-    rows = open_ledger(ws, params).rows()
-    newest = now.astimezone(dt.UTC).date() - DAY
-    logged = set(contract.logged_days(ws.logs(params)))
-    ends: dict[int, dt.date | None] = {}  # the last day that a version was trained on; None where its bundle is lost
-    due = []
-    for day in (newest - n * DAY for n in range(HISTORY_DAYS - 1, -1, -1)):
-        champion = champion_of_day(rows, day)
-        if champion not in ends:
-            ends[champion] = _last_trained_on(ws, params, champion)
-        end = ends[champion]
-        expected = day == newest or (bool(logged) and min(logged) <= day <= max(logged))
-        if expected and (end is None or day > end) and _is_due(ws, params, day, day in logged, now):
-            due.append(day)
-    return due
-
-
-def _last_trained_on(ws: Workspace, params: Params, version: int) -> dt.date | None:
-    try:
-        return parse_day(bundle_of(ws, params, version).info["window"][-1])
-    except HapError:
-        return None
-
-
-def _is_due(ws: Workspace, params: Params, day: dt.date, logged: bool, now: dt.datetime) -> bool:
-    try:
-        report = read_report(ws.pages, day)
-    except DataError:
-        return True
-    if report is None or (report.labels == "open" and is_ripe(day, params.collect.label_delay_hours, now)):
-        return True
-    return logged and any(finding.cause.startswith(f"{LOGS}:") for finding in report.findings)

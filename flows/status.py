@@ -10,7 +10,7 @@ from typing import Any
 
 from hap.errors import HapError
 from hap.logs import contract
-from hap.params import Serving
+from hap.params import Params, Serving
 from hap.registry import ledger as journal
 from hap.registry.local import folder_bytes
 from hap.samples import partitions
@@ -18,6 +18,7 @@ from hap.serving import install, remote, runtime
 from hap.workspace import Workspace, describe_holder, find_workspace, holder_file
 
 PLACES = ("logs", "samples", ".dvc", "remote", "registry", "triton", ".hap")  # whose size is told
+NAMED = 3  # days due for a look that the text names; it counts the others
 
 
 def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
     from hap.registry.incidents import incidents
     from hap.registry.versions import read_verdict
 
-    params = remote.with_url(ws.params(), url)
+    params, now = remote.with_url(ws.params(), url), dt.datetime.now(dt.UTC)
     rows = journal.open_ledger(ws, params).rows()
     verdicts = [
         read_verdict(ws, int(path.stem[1:])) or {} for path in sorted(ws.verdicts.glob("v*.json"), key=lambda path: int(path.stem[1:]))
@@ -40,9 +41,9 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
     champion, collected = journal.served(rows), partitions.collected_days(ws)
     holder, frozen = holder_file(ws), journal.freeze_in_force(rows)
     try:
-        logged = contract.logged_days(ws.logs(params))
-    except HapError:
-        logged = []
+        logged, unread = contract.logged_days(ws.logs(params)), None
+    except HapError as error:
+        logged, unread = [], str(error)
     return {
         "workspace": str(ws.root),
         "champion": f"v{champion}" if champion else None,
@@ -50,13 +51,14 @@ def status_of(ws: Workspace, url: str | None = None) -> dict[str, Any]:
         "server": _server(ws, params.serving),
         "alerts": {
             "open": [{"cause": one.cause, "severity": one.severity, "since": one.since} for one in known.open],
-            "undelivered": undelivered(known, params, dt.datetime.now(dt.UTC)),
+            "undelivered": undelivered(known, params, now),
         },
+        "watched": _watched(ws, params, now, unread) if champion else None,
         "running": describe_holder(holder) if holder.exists() else None,
         "last_verdicts": [{"version": f"v{v['version']}", "day": v["day"], "verdict": v["verdict"]} for v in verdicts[-3:]],
         "days_logged": [str(logged[0]), str(logged[-1])] if logged else [],
         "days_collected": [str(collected[0]), str(collected[-1])] if collected else [],
-        "due": [str(day) for day in unfinished_days(ws, params, dt.datetime.now(dt.UTC))] if logged else [],
+        "due": [str(day) for day in unfinished_days(ws, params, now)] if logged else [],
         "frozen": f"by {frozen.actor}: {frozen.reason}" if frozen else None,
         "disk_bytes": {name: folder_bytes(ws.root / name) for name in PLACES},
         "disk_free_bytes": shutil.disk_usage(ws.root).free,
@@ -72,6 +74,7 @@ def status_text(value: dict[str, Any]) -> str:
         *([f"frozen      {value['frozen']}; `hapctl unfreeze` allows promotions again"] if value["frozen"] else []),
         f"server      {_server_text(value['server'])}",
         f"alerts      {_alerts_text(value['alerts'])}",
+        *([f"watched     {_watched_text(value['watched'])}"] if value["watched"] else []),
         f"running     {value['running'] or 'nothing'}",
         "verdicts    " + ("; ".join(f"{v['version']} ({v['day']}) {v['verdict']}" for v in value["last_verdicts"]) or "none yet"),
         f"logs        {' to '.join(value['days_logged']) or 'none'}",
@@ -94,6 +97,27 @@ def _move(rows: Sequence[journal.Row]) -> str | None:
     return None
 
 
+def _watched(ws: Workspace, params: Params, now: dt.datetime, unread: str | None) -> dict[str, Any]:
+    """The latest day that was looked at, what that look said, and the days that a look is due for: a watch that stopped cannot say so.
+
+    Args:
+        unread: why the logs cannot be read, without which nobody knows what is due.
+    """
+    from flows.due import due_days
+    from hap.monitoring.report import WORDS, read_report, reported_days
+
+    day, state, said = next(reversed(reported_days(ws.pages)), None), None, None
+    if day is not None:
+        try:
+            report = read_report(ws.pages, day)
+            state = report.state if report else None
+            said = WORDS[report.state] if report else None
+        except HapError:
+            said = "its report cannot be read"  # and it is due again
+    due = [] if unread else [str(one) for one in due_days(ws, params, now, fetch=False)]
+    return {"day": str(day) if day else None, "state": state, "said": said, "due": due, "problem": unread}
+
+
 def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
     """The server of `hapctl serve`, as it says itself; or that of serving.url, asked now, which has no pid and no restarts here."""
     if settings.url is not None:
@@ -110,6 +134,16 @@ def _server(ws: Workspace, settings: Serving) -> dict[str, Any] | None:
         "restarts": server.restarts,
         "problem": server.problem,
     }
+
+
+def _watched_text(watched: dict[str, Any]) -> str:
+    last = f"{watched['day']}: {watched['said']}" if watched["day"] else "no day yet"
+    if watched["problem"]:
+        return f"{last}; which days are due for a look is not known: {watched['problem']}"
+    if not (due := watched["due"]):
+        return f"{last}; no day is due for a look"
+    listed = ", ".join(due[:NAMED]) + (f" and {len(due) - NAMED} more" if len(due) > NAMED else "")
+    return f"{last}; due for a look: {listed}; `hapctl schedule` looks at them, or `hapctl drift --day {due[0]}`"
 
 
 def _alerts_text(alerts: dict[str, Any]) -> str:

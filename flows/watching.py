@@ -7,7 +7,8 @@ from prefect import flow
 from prefect.artifacts import create_link_artifact
 from prefect.states import Completed, State
 
-from flows.drift import Looked, due_days, look_at_day
+from flows.drift import Looked, look_at_day
+from flows.due import due_days
 from flows.page import artifact_key
 from flows.talk import current
 from flows.task import step

@@ -1,5 +1,6 @@
 """The day's served requests beside its logs, and their scores beside those of the bundles that gave them."""
 
+import contextlib
 import datetime as dt
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from hap.days import start_of
 from hap.errors import HapError
 from hap.logs import contract
 from hap.monitoring.findings import Look
+from hap.monitoring.report import HISTORY_DAYS
 from hap.monitoring.served import Comparison
-from hap.monitoring.skew import Served, look_at_served, unwatched
+from hap.monitoring.skew import Served, look_at_nothing, look_at_served, unwatched
 from hap.registry.local import local
 from hap.samples.lookup import request_times, write_logged
 from hap.serving.bundle import Bundle
-from hap.serving.served_day import chosen_requests, served_keys, stream_served
+from hap.serving.served_day import chosen_requests, last_written, served_keys, stream_served
 from hap.serving.session import BundleSession
 
 GROUP_CANDIDATES = 100_000  # compared in one piece: some 20 MB a side with ten columns
@@ -37,13 +39,28 @@ def look(subject: Subject) -> Look:
     try:
         keys = served_keys(folder, day)
         if not keys.num_rows:
-            return unwatched(str(day), f"no served request of {day} lies below {folder}")
+            return _nothing(subject, folder)
         if not contract.has_day(ws.logs(params), "requests", day):
             return unwatched(str(day), f"the served requests of {day} have no logs beside them: {ws.logs(params)} lacks the day")
         with durable.scratch_directory(ws.state, "looks") as scratch:  # of its own: another look may be under way
             return look_at_served(str(day), _compare(subject, folder, keys, scratch), params.features, params.skew)
     except HapError as error:
         return unwatched(str(day), f"what was served on {day} cannot be compared: {error}")
+
+
+def _nothing(subject: Subject, folder: Path) -> Look:
+    """No served request of the day: a finding where the day was logged and enough of a day before were written.
+
+    Of a day without logs the logs tell, and days of a few rows have an empty one among them by chance.
+    """
+    ws, params, day = subject.ws, subject.params, subject.day
+    before = last_written(folder, day, params.skew.min_requests, HISTORY_DAYS)
+    if before is None or not contract.has_day(ws.logs(params), "requests", day):
+        return unwatched(str(day), f"no served request of {day} lies below {folder}")
+    served_with = [params.features]
+    with contextlib.suppress(HapError):
+        served_with.append(_bundle_here(subject, subject.champion).features)
+    return look_at_nothing(str(day), folder, str(before[0]), before[1], served_with)
 
 
 def _compare(subject: Subject, folder: Path, keys: pa.Table, scratch: Path) -> Served:
@@ -96,13 +113,18 @@ def _find_unlogged(seen: Served, served: pa.Table, times: pa.Table, day: dt.date
 
 
 def _bundle(subject: Subject, version: int, seen: Served) -> tuple[Bundle, BundleSession] | None:
-    """The bundle of a version that served, or None and a note: a promotion left a copy here, the registry has the others."""
+    """The bundle of a version that served, or None and a note."""
     try:
-        try:
-            bundle = local(subject.ws, version)
-        except HapError:
-            bundle = bundle_of(subject.ws, subject.params, version)
+        bundle = _bundle_here(subject, version)
         return bundle, BundleSession(bundle)
     except HapError as error:
         seen.notes.append(f"what v{version} served is not compared: {error}")
         return None
+
+
+def _bundle_here(subject: Subject, version: int) -> Bundle:
+    """The bundle of a version: a promotion left a copy here, the registry has the others."""
+    try:
+        return local(subject.ws, version)
+    except HapError:
+        return bundle_of(subject.ws, subject.params, version)

@@ -209,6 +209,7 @@ def ledger(
     """
     from hap.days import parse_moment
     from hap.registry import ledger as journal
+    from hap.registry.incidents import words_of
 
     moment = parse_moment(at) if at else None
     ws = find_workspace(root)
@@ -229,9 +230,9 @@ def ledger(
             _label(row.from_version),
             _label(row.to_version),
             "forced" if row.forced else "",
-            row.reason,
+            said,
         ]
-        for row in rows
+        for row, said in zip(rows, words_of(rows), strict=True)
     ]
     text = (
         table(["id", "at (UTC)", "who", "action", "state", "from", "to", "", "reason"], shown) + f"\n{sound} rows, chain unbroken"

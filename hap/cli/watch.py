@@ -89,7 +89,7 @@ def watch(
 
 
 def status(root: Root = None, url: Url = None, json: Json = False) -> None:
-    """What serves, what the last retrains came to, and what is due.
+    """What serves, what the last retrains and the last look came to, and what is due.
 
     Example: hapctl status
     """

@@ -18,6 +18,7 @@ from hap.errors import DataError, HapError
 from hap.monitoring.findings import Figure, Finding, Look, ranked
 from hap.tables import table
 
+HISTORY_DAYS = 30  # how far back reports are shown, and days that were missed are looked at
 SCHEMA = 3  # raised when a reader of the old one would be misled
 Labels = Literal["open", "matured"]
 State = Literal["page", "ticket", "quiet", "unjudged"]

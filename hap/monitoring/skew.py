@@ -6,6 +6,7 @@ skew:history_length  more events were served, or fewer; the events of such a req
 skew:score           a score that the version's bundle does not give for what was served and the route that was taken
 skew:routed          a route that light scores and K do not give; a tie within the tolerance may go either way
 skew:unlogged        served requests that no log knows
+skew:unwritten       no served request of the day was written down, though days before had some
 skew:clock           served_at lies far from the request's event_time: the clocks of two hosts differ
 
 Differences are facts and not samples of one: shares are compared with a limit as they are, once there are requests enough.
@@ -13,6 +14,7 @@ Differences are facts and not samples of one: shares are compared with a limit a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ from hap.params import Features, Severity, Skew
 
 WATCHER = "skew"
 OWN = ("history_length", "score", "routed", "unlogged", "clock")
+UNWRITTEN = "skew:unwritten"
+REQUESTS = "skew.requests"  # the figure of how many were compared
+_COMPARED = "served requests compared with their logs"
 
 
 @dataclass
@@ -47,6 +52,23 @@ class Served:
 def unwatched(day: str, why: str) -> Look:
     """The look at a day of which nothing can be said."""
     return Look(watcher=WATCHER, day=day, findings=(), missing=True, notes=(why,))
+
+
+def look_at_nothing(day: str, folder: Path, before: str, requests: int, served_with: Sequence[Features]) -> Look:
+    """The look at a day of which no served request was written down, though so many of a day `before` were; it judges nothing else.
+
+    Args:
+        served_with: the declared features and the champion's, whose columns stay as they are.
+    """
+    said = (
+        f"no served request of {day} lies below {folder}, where {requests:,} of {before} do: what is served is no longer written down, so "
+        "its skew is not watched; check that the clients still have log_to and give a request_id, and that they can write to the folder"
+    )
+    figure = Figure(name=REQUESTS, title=_COMPARED, value=0.0)
+    found = Finding(cause=UNWRITTEN, severity="ticket", said=said, do="hapctl doctor", figure=REQUESTS)
+    columns = {column for features in served_with for column in columns_of(features)}
+    unjudged = frozenset(f"{WATCHER}:{name}" for name in (*columns, *OWN))
+    return Look(watcher=WATCHER, day=day, findings=(found,), unjudged=unjudged, figures=(figure,))
 
 
 def look_at_served(day: str, seen: Served, features: Features, settings: Skew) -> Look:
@@ -85,7 +107,7 @@ def look_at_served(day: str, seen: Served, features: Features, settings: Skew) -
             most=settings.clock_s,
         )
     )
-    compared = Figure(name="skew.requests", title="served requests compared with their logs", value=float(seen.comparison.requests))
+    compared = Figure(name=REQUESTS, title=_COMPARED, value=float(seen.comparison.requests))
     notes = list(seen.notes)
     if seen.comparison.requests < settings.min_requests:
         notes.append(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hap.days import day_range, parse_day, start_of
 from hap.monitoring.causes import category_in_words
 from hap.monitoring.findings import Figure, Finding
-from hap.monitoring.report import LOGS, WATCH, WORDS, Report, columns_file, page_file, report_file
+from hap.monitoring.report import HISTORY_DAYS, LOGS, WATCH, WORDS, Report, columns_file, page_file, report_file
 from hap.monitoring.runbook import SOURCE, Line, line_of, read_runbook
 from hap.pages.template import environment
 from hap.pages.trend import Move, bar, is_wrong, plain, trend
@@ -28,7 +28,7 @@ from hap.registry.versions import label
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-HISTORY_DAYS, LEAST_DAYS = 30, 7  # that a trend shows at most and at least, the page's own among them
+LEAST_DAYS = 7  # that a trend shows at least, the page's own among them; at most HISTORY_DAYS
 SHORT = 160  # letters of a finding in the headline
 NAMED = 3  # findings beside the worst that the headline names
 SHOWN = 8  # trends of one watcher that are open at once; the others unfold

@@ -8,7 +8,7 @@ Rows of the actions `ack` and `snooze`, in the state `noted`, are a person's.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -203,6 +203,21 @@ def incidents(rows: Iterable[Row]) -> Incidents:
         elif row.action in ("alert", "ack", "snooze") and said.get("incident") in known:
             known[said["incident"]] = _after(known[said["incident"]], row)
     return Incidents(tuple(known.values()), settled)
+
+
+def words_of(rows: Sequence[Row]) -> list[str]:
+    """What each row says to a person: its reason; of a delivery that failed also what could not be told, and where."""
+    by_id = {row.id: row for row in rows}
+    return [_untold_text(row, by_id) if row.state == "untold" else row.reason for row in rows]
+
+
+def _untold_text(row: Row, by_id: Mapping[int, Row]) -> str:
+    """The row's reason is the failure alone; what it failed to tell is in the rows that it names."""
+    said = row.evidence
+    message, opened = by_id.get(said.get("message", 0)), by_id.get(said.get("incident", 0))
+    if message is None or opened is None:  # nothing that hap wrote; as it is
+        return row.reason
+    return f"{message.state} of {opened.evidence['cause']} not told to {said['place']}: {row.reason}"
 
 
 def promotions_held(rows: Iterable[Row]) -> str | None:

@@ -70,13 +70,7 @@ def read_bundle(path: Path) -> Bundle:
         NotFound: there is no sealed bundle at `path`.
         DataError: a file is missing, differs from its digest or does not say what it must; it is named.
     """
-    try:
-        seal = orjson.loads((path / SEAL).read_bytes())
-        files, digest = dict(seal.pop("files")), str(seal.pop("digest"))
-    except FileNotFoundError:
-        raise NotFound(f"{path} holds no sealed bundle (no {SEAL}); `hapctl export` writes one") from None
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{path / SEAL} is not a bundle's seal; export it again with `hapctl export`") from None
+    files, digest, info = _read_seal(path)
     for name in (*PROMISED, *MEASURED):
         if name not in files:
             raise DataError(f"{path / SEAL} does not name {name}; export the bundle again with `hapctl export`")
@@ -91,9 +85,30 @@ def read_bundle(path: Path) -> Bundle:
         raise DataError(f"{path / SEAL}: the digest does not cover the files it names; export the bundle again")
     try:
         schema = orjson.loads((path / SCHEMA).read_bytes())
-        return Bundle(path, Features.model_validate(schema["features"]), Route.model_validate(schema["route"]), digest, seal)
+        return Bundle(path, Features.model_validate(schema["features"]), Route.model_validate(schema["route"]), digest, info)
     except (KeyError, TypeError, orjson.JSONDecodeError, ValidationError) as error:
         raise DataError(f"{path / SCHEMA} is not a schema: {str(error).splitlines()[0]}") from None
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What a bundle's seal says beside its digests, such as `window`; cheap, since no other file is read or verified.
+
+    Raises:
+        NotFound: there is no sealed bundle at `path`.
+        DataError: its seal is damaged.
+    """
+    return _read_seal(path)[2]
+
+
+def _read_seal(path: Path) -> tuple[dict[str, str], str, dict[str, Any]]:
+    """The files with their digests, the digest of all, and what else the seal says."""
+    try:
+        seal = orjson.loads((path / SEAL).read_bytes())
+        return dict(seal.pop("files")), str(seal.pop("digest")), seal
+    except FileNotFoundError:
+        raise NotFound(f"{path} holds no sealed bundle (no {SEAL}); `hapctl export` writes one") from None
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path / SEAL} is not a bundle's seal; export it again with `hapctl export`") from None
 
 
 def write_schema(path: Path, features: Features, route: Route) -> None:

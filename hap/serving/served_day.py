@@ -30,6 +30,21 @@ def served_keys(folder: Path, day: dt.date) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def last_written(folder: Path, before: dt.date, least: int, days: int) -> tuple[dt.date, int] | None:
+    """The latest of the `days` days before one of which so many served requests lie there, and their number; None where there is none.
+
+    A damaged file counts for nothing.
+    """
+    for day in (before - dt.timedelta(days=n) for n in range(1, days + 1)):
+        number = 0
+        for path in _files(folder, day):
+            with contextlib.suppress(DataError), _opened(path) as file:
+                number += file.metadata.num_rows
+        if number >= least:
+            return day, number
+    return None
+
+
 def chosen_requests(ids: NDArray[np.int64], most: int, salt: str) -> NDArray[np.int64]:
     """So many different ids at most, chosen by their portable hash and sorted by id."""
     different = np.unique(ids)

@@ -58,6 +58,10 @@ def test_a_drifted_day_is_told_once_and_its_recovery_too(ws: Workspace, hapctl: 
 
     code, out, _ = hapctl("status")
     assert "input:cand_price since 2026-01-04; 1 undelivered (HAP_ALERTS_PAGE: HAP_ALERTS_PAGE is not set)" in out
+    (row,) = (row for row in orjson.loads(hapctl("ledger", "--json")[1]) if row["state"] == "untold")
+    assert (row["reason"], row["evidence"]["place"]) == ("HAP_ALERTS_PAGE is not set", "HAP_ALERTS_PAGE")
+    assert row["evidence"]["cause"] == "input:cand_price"
+    assert "opened of input:cand_price not told to HAP_ALERTS_PAGE: HAP_ALERTS_PAGE is not set" in hapctl("ledger")[1]
     code, out, err = hapctl("alerts", "--deliver")
     assert code == 1 and err.splitlines()[-1].startswith("error: 1 of 1 deliveries failed, first HAP_ALERTS_PAGE")
     assert "cand_price: wasserstein" in out and "next: hapctl show 2026-01-04" in out and "drift-2026-01-04.html" in out

@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 import flows.drift
+import flows.due
 import flows.looks.logs
-from flows.drift import champion_of_day, due_days, look_at_day
+from flows.drift import look_at_day
+from flows.due import champion_of_day, due_days
 from flows.looks.subject import Subject, Watch
 from flows.looks.watchers import WATCHERS
 from hap import durable
@@ -48,7 +50,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, *windows: list[dt.date]) -> None
         return SimpleNamespace(info={"window": [str(day) for day in windows[version - 1]]})
 
     monkeypatch.setattr(flows.looks.logs, "bundle_of", bundle)
-    monkeypatch.setattr(flows.drift, "bundle_of", bundle)
+    monkeypatch.setattr(flows.due, "bundle_of", bundle)
 
 
 @pytest.fixture(scope="module")

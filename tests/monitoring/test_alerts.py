@@ -12,7 +12,7 @@ from hap.errors import NotFound, UsageError
 from hap.monitoring.alerts import acknowledge, apply, letter, settle, snooze
 from hap.monitoring.findings import Finding, Look
 from hap.params import SEVERITIES, Alerts
-from hap.registry.incidents import incidents, promotions_held
+from hap.registry.incidents import incidents, promotions_held, words_of
 from hap.registry.ledger import Entry, Row
 
 NOW = dt.datetime(2026, 1, 5, 3, 0, tzinfo=dt.UTC)
@@ -235,6 +235,17 @@ def test_a_letter_says_what_since_when_the_figure_and_what_to_type() -> None:
     assert grew.title == "[page, grew] input:cand_price" and "2026-01-04; this is of 2026-01-05" in grew.body
     assert closed.body == "input:cand_price healed on 2026-01-06; it was open since 2026-01-04." and closed.kind == "success"
     assert opened.key == grew.key == closed.key
+
+
+def test_a_failed_delivery_says_what_was_not_told_where_and_why_in_rows_of_any_age() -> None:
+    book = play([look(1, finding())])
+    (opened,) = (row for row in book.rows() if row.state == "opened")
+    old = {"incident": opened.id, "message": opened.id, "place": "HAP_A"}
+    for evidence in (old, {**old, "cause": CAUSES[0]}, {}):
+        book.append(Entry(at=NOW, actor="ann", action="alert", state="untold", reason="HTTP 500", evidence=evidence))
+    said = f"opened of {CAUSES[0]} not told to HAP_A: HTTP 500"
+    assert words_of(book.rows())[-3:] == [said, said, "HTTP 500"]
+    assert words_of(book.rows())[:-3] == [row.reason for row in book.rows()[:-3]]
 
 
 def test_a_cause_that_is_not_open_is_answered_with_those_that_are() -> None:

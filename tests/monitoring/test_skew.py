@@ -334,6 +334,46 @@ def test_what_cannot_be_watched_is_said_in_one_line_and_changes_nothing(subject:
     assert look.missing and look.findings == () and words in look.notes[0] and "\n" not in look.notes[0]
 
 
+def test_a_served_log_that_falls_silent_is_a_finding_until_rows_come_again(subject: Subject, honest: list[Record]) -> None:
+    serve(subject.ws, [replace(one, served_at=one.served_at - dt.timedelta(days=2)) for one in honest])
+    (subject.ws.root / "served" / f"day={DAY - dt.timedelta(days=1)}").mkdir()
+    torn = subject.ws.root / "served" / f"day={DAY - dt.timedelta(days=1)}" / "served-0-v1.parquet"
+    torn.write_bytes(b"PAR1 no")  # what cannot be read is no day with rows, and keeps nothing from being told
+    look = flow.look(subject)
+    (finding,) = look.findings
+    assert (finding.cause, finding.severity, look.missing) == ("skew:unwritten", "ticket", False)
+    folder = subject.ws.root / "served"
+    before = DAY - dt.timedelta(days=2)
+    assert finding.said.startswith(f"no served request of {DAY} lies below {folder}, where {REQUESTS} of {before} do: ")
+    assert finding.figure in [figure.name for figure in look.figures]
+    serve(subject.ws, honest)
+    again = flow.look(subject)
+    assert again.findings == () and "skew:unwritten" not in again.unjudged and not again.missing, "which closes the incident"
+
+
+def test_a_silent_served_log_closes_nothing_else(subject: Subject, honest: list[Record]) -> None:
+    serve(subject.ws, [replace(one, served_at=one.served_at - dt.timedelta(days=1)) for one in honest])
+    given_up = subject.params.model_copy(update={"features": FEATURES.model_copy(update={"context": ()})})
+    look = flow.look(replace(subject, params=given_up))
+    others = flow.look(subject).unjudged
+    assert look.unjudged == others and {"skew:hour", "skew:cand_price", "skew:score", "skew:unlogged", "skew:clock"} <= others
+
+
+@pytest.mark.parametrize("before", ["nothing", "a month ago", "a few"])
+def test_a_served_log_that_lately_held_next_to_nothing_is_no_finding(subject: Subject, honest: list[Record], before: str) -> None:
+    if before != "nothing":
+        days = 31 if before == "a month ago" else 1
+        moved = [replace(one, served_at=one.served_at - dt.timedelta(days=days)) for one in honest]
+        serve(subject.ws, moved[: Skew().min_requests - 1] if before == "a few" else moved)
+    look = flow.look(subject)
+    assert look.missing and look.findings == () and "no served request" in look.notes[0]
+
+
+def test_of_a_day_without_logs_the_logs_alone_tell_that_nothing_was_served(subject: Subject, honest: list[Record]) -> None:
+    serve(subject.ws, [replace(one, served_at=one.served_at + dt.timedelta(days=8)) for one in honest])
+    assert flow.look(replace(subject, day=DAY + dt.timedelta(days=9))).missing
+
+
 def test_a_day_without_logs_or_with_one_request_says_nothing_of_columns(subject: Subject, honest: list[Record]) -> None:
     serve(subject.ws, honest[:1])
     look = flow.look(subject)
