@@ -1,17 +1,19 @@
 """What a look at the inputs costs: CPU seconds and peak memory of a fresh process, and nothing else in it.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.drift_cost [--rows 100000] [--json]
+    OMP_NUM_THREADS=1 python -m benchmarks.drift_cost [--rows 100000] [--looks 5] [--json]
 
 A made-up day of so many requests beside two days of as many each, 30 compared columns. Asked twice: with drift.max_rows
 at the rows, so that all of them are read and compared (100,000 requests and 100,000 candidates a side), and at its default, which
 draws 20,000 of each by the portable key. CPU seconds are of the whole process; what of them went into imports, most of it Evidently's,
-is told beside them.
+is told beside them. Medians of --looks processes, both ways in turn, and the least and the most, since the same work differs by a
+fifth from one process to the next.
 """
 
 import argparse
 import datetime as dt
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,31 +97,43 @@ def look(root: Path, max_rows: int) -> dict[str, Any]:
     }
 
 
-def measure(rows: int) -> list[dict[str, Any]]:
-    """All rows, then the default; each in a process of its own."""
+def measure(rows: int, looks: int) -> list[dict[str, Any]]:
+    """All rows, then the default, each look in a process of its own: medians, with the least and the most CPU seconds."""
     with tempfile.TemporaryDirectory(prefix="hap-cost-") as folder:
         ws, params = Workspace(Path(folder)), wide_params(rows)
         for day in DAYS:
             write_day(ws, params, day, rows)
         words = [sys.executable, "-m", "benchmarks.drift_cost", "--look", folder, "--json", "--rows"]
         asked = [rows, min(rows, Drift().max_rows)]
-        return [json.loads(subprocess.run([*words, str(n)], capture_output=True, text=True, check=True).stdout) for n in asked]
+        found: list[list[dict[str, Any]]] = [[], []]
+        for _ in range(looks):
+            for seen, limit in zip(found, asked, strict=True):
+                seen.append(json.loads(subprocess.run([*words, str(limit)], capture_output=True, text=True, check=True).stdout))
+    return [summed_up(seen) for seen in found]
+
+
+def summed_up(seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """Looks at the same rows as one."""
+    spent = sorted(one["cpu_s"] for one in seen)
+    medians = {key: round(statistics.median(one[key] for one in seen), 2) for key in ("import_cpu_s", "cpu_s", "peak_mib")}
+    return {**seen[0], **medians, "looks": len(seen), "cpu_s_lo": spent[0], "cpu_s_hi": spent[-1]}
 
 
 def text_of(one: dict[str, Any]) -> str:
-    """A look as a line."""
-    spent = f"{one['cpu_s']:.1f} CPU s, {one['import_cpu_s']:.1f} of them imports"
-    return f"{one['rows']:,} rows, {one['columns']} columns: {spent}, peak {one['peak_mib']:,} MiB"
+    """Looks as a line."""
+    spent = f"{one['cpu_s']:.1f} CPU s ({one['cpu_s_lo']:.1f} to {one['cpu_s_hi']:.1f}), {one['import_cpu_s']:.1f} of them imports"
+    return f"{one['rows']:,} rows, {one['columns']} columns: {spent}, peak {one['peak_mib']:,.0f} MiB (medians of {one['looks']} processes)"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="requests of the day (default 100000)")
+    parser.add_argument("--looks", type=int, default=5, help="processes that look each way (default 5)")
     parser.add_argument("--look", type=Path, help=argparse.SUPPRESS)  # the process that is measured
     parser.add_argument("--json", action="store_true", help="print JSON in place of text")
     args = parser.parse_args()
-    found: Any = look(args.look, args.rows) if args.look else measure(args.rows)
-    if args.json:
+    found: Any = look(args.look, args.rows) if args.look else measure(args.rows, args.looks)
+    if args.json or args.look:
         print(json.dumps(found))
         return 0
     for one in found:

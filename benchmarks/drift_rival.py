@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hap.monitoring.columns import judged_columns
-from hap.monitoring.drift import sample_frames
+from hap.monitoring.frames import sample_frames
 from hap.params import Params
 from hap.workspace import Workspace
 

@@ -4,11 +4,6 @@ Judged are, per request: user and context features, the features of one event of
 shares of the exposed, ranked and pre-ranked among them, click rate, GN per positive; per candidate: item features. Effect sizes
 decide (Wasserstein in standard deviations, Jensen-Shannon distance, or PSI; of missing values the share itself), never p-values and
 never a share of columns: one broken column is an alarm.
-
-Ids are not compared by value, since catalogue and audience turn over every day. For each id column two things are:
-    NAME_seen  whether the id occurred before: day D against the last reference day, each looked up in as many days right before it
-    NAME_rank  how concentrated rows are on few ids, whichever these are: ranks of ids by frequency within their own day
-A dense column with nulls gets NAME_present beside it; a null category is a value of its own, "missing".
 """
 
 import datetime as dt
@@ -21,22 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hap.errors import DataError
 from hap.monitoring.causes import LEAST_ROWS, MISSING, look_at
 from hap.monitoring.chance import ONE, deviations
-from hap.monitoring.columns import Column, ColumnDrift, judged_columns, value_sql
+from hap.monitoring.columns import Column, ColumnDrift, judged_columns
 from hap.monitoring.findings import Look
+from hap.monitoring.frames import sample_frames
 from hap.params import Drift, Features, Params
-from hap.samples.order_key import order_key_sql
-from hap.samples.partitions import days_before, parquet_files
 from hap.workspace import Workspace
 
 if TYPE_CHECKING:
-    import duckdb
     import pandas as pd
 
 SHOWN_CATEGORIES = 40  # the most frequent of both sides together; all others count as one
-RANKS = (10, 100, 1000)
 DIGITS = 6  # of a distance
 # What the distance of two equal samples exceeds by chance as seldom as a figure may, in units of sqrt(1/n + 1/m): drawn, 3.83 for uniform
 # values, 3.94 for normal ones, 4.33 for lognormal ones. Never less than `deviations()`, since means lie no further apart than samples.
@@ -54,99 +45,6 @@ class DriftResult:
     html: bytes
     run: Any  # Evidently's own; None where no column could be compared
     look: Look  # what it comes to, by cause
-
-
-def sample_frames(ws: Workspace, params: Params, reference_days: Sequence[dt.date], day: dt.date) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Reference and current frame of at most `drift.max_rows` requests and as many of their candidates.
-
-    Which ones is settled by the portable key of request and item, so reruns agree. Candidates stand beside requests in the
-    same frame, the shorter side padded with nulls: Evidently reads each column alone and drops them. Columns that a
-    period's samples lack are absent from its frame.
-
-    Raises:
-        NotFound: a day was not collected.
-        DataError: no reference day is given, or day D is one of them.
-    """
-    import duckdb
-
-    if not reference_days or day in reference_days:
-        raise DataError(f"drift of {day} needs reference days other than itself; found {', '.join(map(str, reference_days)) or 'none'}")
-    days = sorted(reference_days)
-    with duckdb.connect(config={"memory_limit": params.collect.memory_limit, "threads": params.collect.threads}) as con:
-        con.execute("SET enable_progress_bar = false")
-        frames = []
-        for side, last in ((days, days[-1]), ([day], day)):
-            before = days_before(ws, last, len(days) - 1)
-            own, earlier = ([str(path) for path in parquet_files(ws, chosen)] for chosen in (side, before))
-            frames.append(_frame(con, own, earlier, str(last), params))
-    return frames[0], frames[1]
-
-
-def _frame(con: "duckdb.DuckDBPyConnection", files: list[str], earlier: list[str], last: str, params: Params) -> "pd.DataFrame":
-    """One period's frame. `earlier` are the files in which an id of the day `last` counts as seen."""
-    import pandas as pd
-
-    limit, salt = params.drift.max_rows, f"{params.seed}|drift"
-    held = _held(con, files)
-    columns = [column for column in judged_columns(params.features) if column.source in held]
-    source = f"read_parquet({_literal(files)}, union_by_name = true, hive_partitioning = true, hive_types = {{'day': VARCHAR}})"
-    con.execute(
-        f"CREATE OR REPLACE TEMP TABLE picked AS SELECT day, request_id, {order_key_sql('request_id', salt)} AS drift_key "
-        f"FROM {source} ORDER BY drift_key, request_id LIMIT {limit}"
-    )
-    for column in columns:
-        if column.role == "rank":
-            _summarise_ids(con, source, earlier, last, column)
-    parts = []
-    for level, own in (("request", "r"), ("candidate", "c")):
-        chosen = [column for column in columns if (column.level == "candidate") == (level == "candidate")]
-        clusters = sorted({column.cluster for column in chosen if column.cluster and column.cluster in held})
-        selected = [f'{column.sql} AS "{column.name}"' for column in chosen]
-        selected += [f'CAST({own}."{name}" AS BIGINT) AS "{name}"' for name in clusters]
-        if level == "request":
-            rows = f"{source} r JOIN picked USING (day, request_id)"
-            order = "drift_key, request_id"
-        else:
-            lists = sorted({column.source for column in chosen} | set(clusters))
-            unnested = ", ".join(f'unnest(s."{name}") AS "{name}"' for name in lists)
-            rows = (
-                f"(SELECT * FROM (SELECT day, request_id, drift_key, {unnested} FROM {source} s JOIN picked USING (day, request_id)) "
-                f"ORDER BY xor(drift_key, {order_key_sql('cand_item_id', salt)}), request_id, cand_item_id LIMIT {limit}) c"
-            )
-            order = "request_id, cand_item_id"
-        for column in chosen:
-            if column.role == "rank":
-                table = f"{column.source}_ids"
-                rows += f" LEFT JOIN {table} ON {table}.id_day = {own}.day AND {table}.id = {value_sql(column.source, column.level)}"
-        parts.append(con.execute(f"SELECT {', '.join(selected)} FROM {rows} ORDER BY {order}").df())
-    return pd.concat(parts, axis=1)
-
-
-def _summarise_ids(con: "duckdb.DuckDBPyConnection", source: str, earlier: list[str], last: str, column: Column) -> None:
-    """A table NAME_ids(id_day, id, rank, seen) over all rows of the period, not only the drawn ones.
-
-    `seen` is null except on the day `last`, and where there is no earlier day to look into.
-    """
-    value = f'"{column.source}"' if column.level == "request" else f'unnest("{column.source}")'
-    ranks = "CASE " + " ".join(f"WHEN place <= {edge} THEN 'top {edge}'" for edge in RANKS) + f" ELSE 'beyond {RANKS[-1]}' END"
-    seen = "NULL"
-    if earlier and column.source in _held(con, earlier):
-        past = f"SELECT DISTINCT {value} AS id FROM read_parquet({_literal(earlier)}, union_by_name = true)"
-        seen = f"CASE WHEN day <> '{last}' THEN NULL WHEN id IN (SELECT id FROM ({past})) THEN 'seen' ELSE 'new' END"
-    con.execute(
-        f"CREATE OR REPLACE TEMP TABLE {column.source}_ids AS SELECT day AS id_day, id, {ranks} AS rank, {seen} AS seen FROM ("
-        f"SELECT day, id, row_number() OVER (PARTITION BY day ORDER BY count(*) DESC, id) AS place "
-        f"FROM (SELECT day, {value} AS id FROM {source}) GROUP BY day, id)"
-    )
-
-
-def _held(con: "duckdb.DuckDBPyConnection", files: list[str]) -> set[str]:
-    """The columns that any of the files has."""
-    return {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM read_parquet({_literal(files)}, union_by_name = true)").fetchall()}
-
-
-def _literal(files: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
 
 
 def drift_report(
@@ -188,9 +86,9 @@ def drift_report(
             judged[name] = ColumnDrift(None, None, None, False, _mean(before), None, 0, 0, "waits for the day's labels")
             continue
         if column.type == "categorical":
-            before, after = _folded(before, after)
-            if column.role == "present" and not (before == "missing").any() and not (after == "missing").any():
+            if column.role == "present" and not any((side == "missing").any() for side in sides):
                 continue  # nothing is ever missing: not worth a row on the page
+            before, after = _folded(before, after)
             if column.role == "present" and min(before.size, after.size) >= LEAST_ROWS:
                 judged[name] = _presence(before, after, settings, _noise(reference, current, before, after, column))
                 continue
@@ -199,8 +97,7 @@ def drift_report(
             lost = bool(before.size) and not after.size and column.role != "seen" and not silent
             judged[name] = ColumnDrift(None, None, None, lost, _mean(before), _mean(after), before.size, after.size, note)
             continue
-        levels = int(pd.concat([before, after]).nunique())
-        thresholds[name] = _widened(column, settings, levels, _noise(reference, current, before, after, column))
+        thresholds[name] = _widened(column, settings, before, after, _noise(reference, current, before, after, column))
         wanted.append(column)
         left[name], right[name] = before, after
     # Rows are packed from the top, since each column is read alone; a frame's nulls are padding.
@@ -273,17 +170,19 @@ def _method(column: Column, settings: Drift) -> str:
     return settings.numeric_method if column.type == "numeric" else settings.categorical_method
 
 
-def _widened(column: Column, settings: Drift, levels: int, noise: float) -> float:
+def _widened(column: Column, settings: Drift, before: "pd.Series[Any]", after: "pd.Series[Any]", noise: float) -> float:
     """The configured threshold, widened by what chance alone does; `noise` as `_noise` gives it.
 
     Large samples keep the configured value; on a few hundred rows nothing less than a plain change alarms.
     """
+    import pandas as pd
     from scipy.stats import chi2
 
     method = _method(column, settings)
     threshold = settings.numeric_threshold if column.type == "numeric" else settings.categorical_threshold
     if method == "wasserstein":
         return math.hypot(threshold, WASSERSTEIN_NOISE * math.sqrt(noise))
+    levels = int(pd.concat([before, after]).nunique())
     bins = levels if column.type == "categorical" else min(levels, 30)
     chance = float(chi2.isf(ONE, max(bins - 1, 1))) * noise
     return threshold + chance if method == "psi" else math.hypot(threshold, math.sqrt(chance / 8))
@@ -350,7 +249,7 @@ def _measured_noise(
 
 def _folded(before: "pd.Series[Any]", after: "pd.Series[Any]") -> "tuple[pd.Series[Any], pd.Series[Any]]":
     """Categories as text, all but the most frequent as one; both sides choose, so that a flood of a new value shows."""
-    before, after = before.astype(str).astype(object), after.astype(str).astype(object)
+    before, after = before.astype(str), after.astype(str)
     shares = before.value_counts(normalize=True).add(after.value_counts(normalize=True), fill_value=0.0)
     if len(shares) <= SHOWN_CATEGORIES:
         return before, after

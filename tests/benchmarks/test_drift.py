@@ -7,6 +7,7 @@ import sys
 import orjson
 import pytest
 
+from benchmarks import drift_cost
 from benchmarks.drift import NAMED, Tally, text_of
 from benchmarks.drift_worlds import Case, sizes_of, watched_days
 from hap.logs.faults import FAULTS
@@ -39,13 +40,24 @@ def test_alarms_are_scaled_to_a_month_and_unknown_without_quiet_days() -> None:
 def test_the_table_has_a_row_for_each_size_and_a_day_or_never_for_each_way() -> None:
     told = {"false_alarms_per_30_days": 0.0, "caught": {"late-logs": {"0.3": 0}}}
     lost = {"false_alarms_per_30_days": 0.0, "caught": {"late-logs": {"0.3": None}}}
-    text = text_of({"environment": {"seed": 1}, **told, "evidently": {**lost, "any_column": lost}, "cost": []})
-    assert text.splitlines()[-1].split() == ["late-logs", "0.3", "0", "never", "never"]
+    text = text_of({"environment": {"quiet_days": 10}, **told, "evidently": {**lost, "any_column": lost}, "cost": []})
+    assert text.splitlines()[-1].split() == ["late-logs", "0.3", "0", "never", "never"] and "per 30 days: 0.0" in text
+
+
+def test_what_was_not_asked_for_has_no_line() -> None:
+    none = Tally().to_json(0)
+    text = text_of({"environment": {"quiet_days": 0}, **none, "evidently": {**none, "any_column": none}, "cost": []})
+    assert text == "quiet_days 0"
+
+
+def test_the_cost_is_the_median_of_its_looks_with_the_least_and_the_most() -> None:
+    looks = [{"columns": 30, "rows": 9, "import_cpu_s": 5.0, "cpu_s": spent, "peak_mib": 700} for spent in (15.0, 12.0, 13.0)]
+    assert "13.0 CPU s (12.0 to 15.0), 5.0 of them imports" in drift_cost.text_of(drift_cost.summed_up(looks))
 
 
 @pytest.mark.long
 def test_the_cost_is_of_all_columns_and_rows_that_were_asked_for() -> None:
-    found = answer("--parts", "cost", "--rows", "2000")
+    found = answer("--parts", "cost", "--rows", "2000", "--looks", "1")
     assert found["cpu_s"] == found["cost"][0]["cpu_s"] > 0 and found["cost"][0]["peak_mib"] > 100
     assert [(one["columns"], one["rows"], one["drifted"]) for one in found["cost"]] == [(30, 2000, [])] * 2
 

@@ -17,7 +17,8 @@ from hap.days import start_of
 from hap.errors import DataError, NotFound
 from hap.monitoring.causes import OF_CLICKS
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns
-from hap.monitoring.drift import _noise, drift_report, report_drift, sample_frames
+from hap.monitoring.drift import _noise, drift_report, report_drift
+from hap.monitoring.frames import sample_frames
 from hap.params import Drift, Features, resolve
 from hap.samples import partitions
 from hap.samples.collect import parameters
