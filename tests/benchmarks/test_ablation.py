@@ -163,6 +163,8 @@ def test_an_earlier_run_s_worlds_are_shown_beside_without_their_trials(place, tm
     assert list(results["worlds"]) == ["default", "double-noise"]
     assert results["worlds"]["default"] == alone["worlds"]["default"] and results["routing"] == alone["routing"]
     assert list(results["gauc"]) == list(alone["gauc"]) == ["light", "expressive"]  # the file has its keys sorted
+    asked = [one["asked"].split(":")[0] for one in results["worlds"]["double-noise"]["targets"]]
+    assert asked == ["routing 30%", "routing 30%"], "of what no trial of the world was to answer nothing is said"
     page = (other.root / "index.html").read_text()
     assert "<h2>default</h2>" in page and "<h2>double-noise</h2>" in page
 
