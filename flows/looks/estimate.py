@@ -18,7 +18,7 @@ def look(subject: Subject) -> Look:
     if subject.day in subject.window or partitions.find(ws, subject.day) is None:
         return Look(watcher=WATCHER, day=day, findings=(), missing=True)
     bundle = bundle_of(ws, params, subject.champion)
-    labelled = labels_missing(ws, params, subject.day) is None
+    labelled = labels_missing(subject) is None
     found = None
     try:
         now, before = sides(subject, bundle, reference_of(subject, bundle, read_verdict(ws, subject.champion)))

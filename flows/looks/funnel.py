@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from flows.bundles import bundle_of
 from flows.looks.served import UNSCORABLE, Days, labels_missing, reference_of, scored, sides, users_of
 from flows.looks.subject import Subject
+from hap.monitoring.causes import LABELS
 from hap.monitoring.columns import user_column
 from hap.monitoring.findings import Finding, Look
 from hap.monitoring.funnel import WATCHER, Counted, Funnelled, funnel_look
@@ -27,10 +29,10 @@ def look(subject: Subject) -> Look:
         return Look(watcher=WATCHER, day=day, findings=(), missing=True)
     bundle, verdict = bundle_of(ws, params, subject.champion), read_verdict(ws, subject.champion)
     findings = []
-    incomplete = labels_missing(ws, params, subject.day)
-    if incomplete is not None:
+    incomplete = labels_missing(subject)
+    if incomplete is not None and incomplete.do:
         said = f"clicks of {day} are not complete, so GAUC, calibration and what else waits for them is not judged: {incomplete.why}"
-        findings.append(Finding(cause="funnel:labels", severity="info", said=said, do=incomplete.do))
+        findings.append(Finding(cause=LABELS, severity="info", said=said, do=incomplete.do))
     now = before = sampled = None
     try:
         now, before = sides(subject, bundle, reference_of(subject, bundle, verdict))
@@ -41,7 +43,7 @@ def look(subject: Subject) -> Look:
     else:
         findings += _broken(subject, now)
     past = [one for one in subject.window if partitions.find(ws, one) is not None]
-    return funnel_look(
+    found = funnel_look(
         day,
         Funnelled(
             counted=counted(subject, [subject.day]),
@@ -56,6 +58,9 @@ def look(subject: Subject) -> Look:
         params.drift.page_from,
         findings,
     )
+    if incomplete is None or incomplete.do:
+        return found
+    return replace(found, unjudged=found.unjudged | {LABELS}, notes=(incomplete.why,))
 
 
 def _broken(subject: Subject, now: Scored) -> list[Finding]:

@@ -118,20 +118,23 @@ def users_of(table: pa.Table, params: Params) -> NDArray[np.int64]:
 
 
 class Incomplete(NamedTuple):
-    """Why labels are not complete, and what makes them so once they can be."""
+    """Why labels are not complete, and what makes them so once they can be; nothing but time where that is empty."""
 
     why: str
     do: str
 
 
-def labels_missing(ws: Workspace, params: Params, day: dt.date) -> Incomplete | None:
-    """Why the labels of a closed day are not complete; None where they are.
+def labels_missing(subject: Subject) -> Incomplete | None:
+    """Why the labels of a collected day are not complete; None where they are.
 
-    They are not where the day was closed as of a time before `collect.label_delay_hours` had passed, or before there was a
-    feedback partition of a later day that can hold some of them.
+    They are not while they can still arrive, whatever an early look was collected as of; nor where the day was closed as of a time
+    before `collect.label_delay_hours` had passed, or before there was a feedback partition of a later day that can hold some of them.
     """
-    manifest = partitions.load(ws, day)
-    if dt.datetime.fromisoformat(manifest.as_of) < (end := default_as_of(day, params.collect.label_delay_hours)):
+    day, end = subject.day, default_as_of(subject.day, subject.params.collect.label_delay_hours)
+    if subject.labels == "open":
+        return Incomplete(f"what needs the day's labels waits for them, until {end:%Y-%m-%d %H:%M} UTC", "")
+    manifest = partitions.load(subject.ws, day)
+    if dt.datetime.fromisoformat(manifest.as_of) < end:
         why = f"it was closed as of {manifest.as_of}, and its clicks come until {end.isoformat()}"
         return Incomplete(why, f"hapctl collect --day {day} --as-of {end.isoformat()} --reopen")
     absent = sorted(label for label, told in manifest.labels.items() if told["state"] == contract.ABSENT)

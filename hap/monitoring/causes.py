@@ -30,7 +30,8 @@ TOLD_BY = {"cascade:candidates": WATCHER}  # who tells what several watchers see
 SHOWN_LETTERS = 40  # of a category, in a sentence
 MISSING = "missing"  # the method of presence: shares of the rows without a value
 ROOTS, EFFECTS = ("input", "cascade"), ("funnel", "quality")  # kinds: the second follow from the first, and from lost feedback
-APART = frozenset({"funnel:scores", "funnel:labels"})  # answers that are no numbers, and what is said of the look itself
+LABELS = "funnel:labels"  # found, or left unjudged, where what needs the day's labels was not judged
+APART = frozenset({"funnel:scores", LABELS})  # answers that are no numbers, and what is said of the look itself
 BEHIND, BEHIND_BY = "model:behind", "funnel"  # and the watcher that tells it
 METHODS = {"wasserstein": "Wasserstein distance in sd", "jensenshannon": "Jensen-Shannon distance", "psi": "PSI"}
 
@@ -137,13 +138,15 @@ def _behind(looks: list[Look], effects: list[Finding], told: Sequence[Finding]) 
     """The looks with two effects or more as one finding; one alone speaks for itself.
 
     A champion that ages moves one figure after another: without this, each of them rings on a day of its own. While any of them is
-    found, here or with its root, the incident of all stays as it is.
+    found, here or with its root, the incident of all stays as it is; and so it does before the day's labels are in, since most of them
+    need these: an earlier day whose labels have matured still has the word.
 
     Args:
         effects: the worst first; told: those that are told with their root.
     """
     place = next((place for place, look in enumerate(looks) if look.watcher == BEHIND_BY and not look.missing), None)
-    if place is None or not (effects or told):
+    waits = any(LABELS in look.unjudged or any(one.cause == LABELS for one in look.findings) for look in looks)
+    if place is None or not (effects or told or waits):
         return looks
     if len(effects) < 2:
         return _put(looks, place, replace(looks[place], unjudged=looks[place].unjudged | {BEHIND}))

@@ -14,7 +14,7 @@ funnel:unrouted_clicks      clicks on candidates that were not routed
 funnel:gauc_MEMBER          GAUC of light, expressive or the cascade
 funnel:calibration_MODEL    slope by kind, or clicks over predicted ones, of light or expressive
 funnel:scores               the champion cannot score the day, or answers what is no number
-funnel:labels               the day's labels are not complete, so what waits for them is not judged
+funnel:labels               the day was closed before its labels were complete, so what waits for them is not judged
 
 Letters: R requests, N candidates of all of them.
 """

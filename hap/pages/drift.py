@@ -195,7 +195,8 @@ def _cards(page: Page, anchors: Mapping[str, str]) -> list[Card]:
     for seen in page.report.seen:
         for finding in seen.findings:
             incident = _incident(page, finding.cause)
-            since = incident.since if incident else _first_of_streak(page, finding.cause)
+            streak = _first_of_streak(page, finding.cause)
+            since = min(incident.since, streak) if incident else streak
             known = finding.value is not None and finding.limit is not None
             cards.append(
                 Card(
@@ -222,7 +223,7 @@ def _incident(page: Page, cause: str) -> Incident | None:
 
 
 def _first_of_streak(page: Page, cause: str) -> str:
-    """The first of the days in a row that have the finding, for a day that opened no incident since later ones were looked at before."""
+    """The first of the days in a row that have the finding: a day that was looked at after later ones opens no incident, and dates none."""
     first = page.report.day
     for one in reversed(page.earlier):
         if cause not in {finding.cause for finding in one.findings}:

@@ -38,8 +38,9 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Who acknowledged or snoozed, when and why; `until` is a snooze's end."""
+    """Who acknowledged or snoozed, when and why; `number` is its row, `until` a snooze's end."""
 
+    number: int
     by: str
     at: dt.datetime
     reason: str
@@ -96,9 +97,10 @@ class Incident:
     def keeps_back(self, message: Message, now: dt.datetime) -> bool:
         """Whether a message that could not be told before the snooze waits for its end: whoever snoozed knows what it says.
 
-        What was written since is not: only a worse severity is, and the end of the incident, with which all is told.
+        What was written since is not: only a worse severity is, and the end of the incident, with which all is told. Which came first
+        is told by their rows, since whoever snoozes and whoever watches may have different clocks.
         """
-        return self.closed is None and self.snoozed is not None and self.is_silent(now) and message.at <= self.snoozed.at
+        return self.closed is None and self.snoozed is not None and self.is_silent(now) and message.number < self.snoozed.number
 
     def waiting(self, alerts: Alerts) -> list[tuple[Message, tuple[str, ...]]]:
         """The messages that are still to be told, each with its places, oldest first.
@@ -246,9 +248,10 @@ def _after(one: Incident, row: Row) -> Incident:
     """The incident after a row that speaks of it."""
     said = row.evidence
     if row.action == "ack":
-        return replace(one, acked=Note(by=row.actor, at=row.at, reason=row.reason))
+        return replace(one, acked=Note(number=row.id, by=row.actor, at=row.at, reason=row.reason))
     if row.action == "snooze":
-        return replace(one, snoozed=Note(by=row.actor, at=row.at, reason=row.reason, until=dt.datetime.fromisoformat(said["until"])))
+        until = dt.datetime.fromisoformat(said["until"])
+        return replace(one, snoozed=Note(number=row.id, by=row.actor, at=row.at, reason=row.reason, until=until))
     if row.state == "grew":
         message = _message(row, "grew")
         return replace(one, last=message.figure, messages=(*one.messages, message))

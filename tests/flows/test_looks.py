@@ -3,6 +3,7 @@
 import datetime as dt
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hap.evaluation.auc import gauc, request_aucs
 from hap.evaluation.evidence import MEMBERS
 from hap.logs.simulator import simulate
 from hap.monitoring.findings import Look
+from hap.monitoring.report import Labels
 from hap.params import KINDS, Params
 from hap.registry.versions import verdict_path
 from hap.samples import partitions
@@ -58,14 +60,14 @@ def ws(watched: Workspace, tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "ws")
 
 
-def subject(ws: Workspace, *, day: dt.date = DAY, complete: bool = False, requests: int = 2000) -> Subject:
+def subject(ws: Workspace, *, day: dt.date = DAY, complete: bool = False, requests: int = 2000, labels: Labels = "matured") -> Subject:
     """Of samples alone, unless the logs are to be read for whole requests."""
     params = ws.params()
     update = {
         "logs": params.logs.model_copy(update={"complete": complete}),
         "funnel": params.funnel.model_copy(update={"requests": requests}),
     }
-    return Subject(ws, params.model_copy(update=update), day, 1, tuple(WINDOW))
+    return Subject(ws, params.model_copy(update=update), day, 1, tuple(WINDOW), labels)
 
 
 def rewritten(ws: Workspace, change: Callable[[pa.Table], pa.Table], day: dt.date = DAY) -> None:
@@ -223,10 +225,19 @@ def test_labels_that_are_not_complete_are_told_and_nothing_rests_on_them(ws: Wor
     assert values(quality)["estimate.auc"] is not None
 
 
+def test_an_early_look_rests_on_no_labels_though_every_feedback_partition_is_there(ws: Workspace) -> None:
+    found, quality = funnel.look(subject(ws, labels="open")), estimate.look(subject(ws, labels="open"))
+    waiting = {"funnel:gauc_light", "funnel:calibration_light", "funnel:unrouted_clicks", "funnel:labels"}
+    assert waiting <= found.unjudged and not waiting & causes(found), "nobody has to do anything: the schedule looks again"
+    assert found.notes == ("what needs the day's labels waits for them, until 2026-01-05 02:00 UTC",)
+    assert values(found)["funnel.rate_light"] is None and values(found)["funnel.share_EN"] is None
+    assert "quality:realized" in quality.unjudged and values(quality)["estimate.auc"] is not None
+
+
 def test_a_longer_label_delay_makes_a_closed_day_incomplete(ws: Workspace, default_params: Params) -> None:
     longer = default_params.model_copy(update={"collect": default_params.collect.model_copy(update={"label_delay_hours": 48.0})})
-    assert served.labels_missing(ws, default_params, DAY) is None
-    told = served.labels_missing(ws, longer, DAY)
+    assert served.labels_missing(subject(ws)) is None
+    told = served.labels_missing(replace(subject(ws), params=longer))
     assert told is not None and "its clicks come until 2026-01-07T00:00:00+00:00" in told.why
     assert told.do == f"hapctl collect --day {DAY} --as-of 2026-01-07T00:00:00+00:00 --reopen"
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hap.errors import NotFound, UsageError
 from hap.monitoring.alerts import acknowledge, apply, letter, settle, snooze
+from hap.monitoring.causes import gathered
 from hap.monitoring.findings import Finding, Look
 from hap.params import SEVERITIES, Alerts
 from hap.registry.incidents import incidents, promotions_held, words_of
@@ -187,6 +188,22 @@ def test_labels_that_come_later_than_the_next_day_still_open_and_close_an_incide
     assert not apply(book, look(4, finding(clicks), finding()), ALERTS, NOW)[0], "of the other causes the 5th has spoken"
     play([look(6, unjudged=(clicks,)), look(5)], book)
     assert incidents(book.rows()).open == []
+
+
+def test_a_model_that_falls_behind_opens_and_closes_though_the_next_day_was_looked_at_before_its_labels_came() -> None:
+    gaucs = ("funnel:gauc_light", "funnel:gauc_cascade")
+
+    def early(day: int) -> Look:
+        return gathered([look(day, unjudged=(*gaucs, "funnel:labels"), watcher="funnel")])[0]
+
+    def matured(day: int, *causes: str) -> Look:
+        return gathered([look(day, *map(finding, causes), watcher="funnel")])[0]
+
+    book = play([early(4), early(5), matured(4, *gaucs), early(6)])
+    assert [(one.cause, one.since) for one in incidents(book.rows()).open] == [("model:behind", "2026-01-04")]
+    assert [one.event for one in incidents(book.rows()).all[0].messages] == ["opened"], "an early look heals nothing"
+    play([matured(5), early(7)], book)
+    assert story(book) == [("model:behind", False, ["opened", "closed"])]
 
 
 def test_each_message_goes_to_the_places_of_its_severity_and_a_recovery_to_all_that_were_addressed() -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from hap.monitoring.causes import cause_of, gathered, look_at
 from hap.monitoring.columns import Column, ColumnDrift, judged_columns
 from hap.monitoring.findings import Finding, Look
@@ -166,6 +168,12 @@ def test_several_effects_told_with_their_root_close_nothing_of_several() -> None
 def test_where_nothing_moved_several_are_over() -> None:
     (funnel,) = gathered([seen("funnel")])
     assert "model:behind" not in funnel.unjudged
+
+
+@pytest.mark.parametrize("waits", [seen("funnel", "funnel:labels"), seen("funnel", unjudged=["funnel:labels"])])
+def test_before_the_labels_are_in_nobody_says_that_several_are_over(waits: Look) -> None:
+    (funnel,) = gathered([waits])
+    assert "model:behind" in funnel.unjudged and funnel.findings == waits.findings
 
 
 def test_where_the_funnel_saw_nothing_of_the_day_effects_speak_for_themselves() -> None:

@@ -150,14 +150,15 @@ def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
     assert undelivered(known_incidents(ws, params), params, dt.datetime.now(dt.UTC)) == [] and deliver_waiting(ws, params) == []
 
 
-def test_what_could_not_be_told_before_a_snooze_waits_for_its_end_and_what_got_worse_does_not(
-    ws: Workspace, default_params: Params, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ahead", [0, 10, -10])
+def test_what_could_not_be_told_before_a_snooze_waits_for_its_end_and_what_got_worse_does_not_whatever_the_clocks(
+    ws: Workspace, default_params: Params, hook: Webhook, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
     params = params_of(default_params, ticket=("HAP_ALERTS_PAGE",), attempts=1)
     monkeypatch.setenv("HAP_ALERTS_PAGE", hook.url)
     hook.answers = [500]
     settled(ws, params, look(4, "ticket"))
-    ledger, now = open_ledger(ws, params), dt.datetime.now(dt.UTC)
+    ledger, now = open_ledger(ws, params), dt.datetime.now(dt.UTC) + dt.timedelta(minutes=ahead)
     snooze(ledger, "input:cand_price", until=now + dt.timedelta(hours=8), actor="ann", now=now)
     hook.got.clear()
     assert deliver_waiting(ws, params) == [] and hook.got == []

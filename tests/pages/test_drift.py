@@ -146,6 +146,13 @@ def test_a_day_looked_at_again_later_is_dated_by_the_days_that_had_its_finding()
     assert made.incidents.all == () and "since 2026-03-28, 2 days" in header(render(made))
 
 
+def test_days_that_were_looked_at_after_the_one_that_opened_the_incident_date_it_back() -> None:
+    opened = page(report(0, price(0.4)))
+    made = replace(opened, earlier=(report(3), *(report(before, price(0.2, "ticket")).as_kept() for before in (2, 1))))
+    assert [one.since for one in made.incidents.open] == ["2026-03-31"]
+    assert "input:cand_price since 2026-03-29, 3 days" in header(render(made))
+
+
 def test_equal_records_give_equal_bytes(broken: str) -> None:
     assert render(page(*broken_month(), promoted=3, known=True)) == broken
 
