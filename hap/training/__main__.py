@@ -3,6 +3,9 @@
 They run in the workspace's folder and take everything from run.yaml. A line that starts with `hap:progress` is for the
 caller's progress bar. Many processes: `train.processes` on one machine, or torchrun on several that share the workspace,
     torchrun --nproc-per-node 2 --max-restarts 3 -m hap.training train light
+once `hapctl train` has begun there and written run.yaml. DVC does not see such a training: without
+    dvc commit --force train@light
+the next `hapctl retrain` trains again.
 """
 
 import contextlib
