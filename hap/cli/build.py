@@ -98,7 +98,10 @@ def train(
     ws, wanted = _standing(root, day)
     names = [model] if model else ["light", "expressive"]
     if dry_run:
-        typer.echo(f"would train {' and '.join(names)} on the window before {wanted}")
+        from flows.steps import training_order
+
+        whole = [name for together in training_order(ws.params(), names) for name in together]
+        typer.echo(f"would train {' and '.join(whole)} on the window before {wanted}")
         return
     typer.echo("\n".join(train_models(ws, wanted, names)))
 

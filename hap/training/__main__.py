@@ -3,13 +3,18 @@
 They run in the workspace's folder and take everything from run.yaml. A line that starts with `hap:progress` is for the
 caller's progress bar. Many processes: `train.processes` on one machine, or torchrun on several that share the workspace,
     torchrun --nproc-per-node 2 --max-restarts 3 -m hap.training train light
+once `hapctl train` has begun there and written run.yaml. DVC does not see such a training: without
+    dvc commit --force train@light
+the next `hapctl retrain` trains again.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 RESTARTS = 3  # of all processes, after one of them died
 REFUSAL = "HAP_TRAINING_REFUSAL"  # names the file that a refusal is left in, where the processes were started here
+CRASH = "HAP_TRAINING_CRASH"  # the same of what ended a process by surprise
 
 
 def main(words: list[str]) -> int:
@@ -73,13 +79,38 @@ def _many(processes: int, words: list[str]) -> int:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(RESTARTS)]
     command = [sys.executable, "-P", "-m", *torchrun, "-m", "hap.training", *words]
     with tempfile.TemporaryDirectory() as folder:
-        refusal = Path(folder) / "refusal.json"
-        ended = subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1", REFUSAL: str(refusal)}, check=False)
-        if not refusal.exists():
-            return ended.returncode
-        said = orjson.loads(refusal.read_bytes())
+        refusal, crash = Path(folder) / "refusal.json", Path(folder) / "crash"
+        left_in = {REFUSAL: str(refusal), CRASH: str(crash)}
+        ended = subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1", **left_in}, check=False)
+        if refusal.exists():
+            said = orjson.loads(refusal.read_bytes())
+        elif ended.returncode:
+            cause = crash.read_text() if crash.exists() else "a kill from outside, such as for want of memory"
+            said = {
+                "error": f"{' '.join(words)}: {RESTARTS + 1} starts of {processes} processes died, the first of {cause}",
+                "exit_code": 1,
+            }
+        else:
+            return 0
     print(f"error: {said['error']}", file=sys.stderr)
     return int(said["exit_code"])
+
+
+@contextlib.contextmanager
+def _crash_told() -> Iterator[None]:
+    """Leave what ends this process, for the one that began it: torchrun's last lines name no cause.
+
+    Of several processes the first one counts, before it lets go of the others: they end by having lost it.
+    """
+    try:
+        yield
+    except HapError:
+        raise
+    except Exception as error:
+        if left_in := os.environ.get(CRASH):
+            with contextlib.suppress(FileExistsError), open(left_in, "x", encoding="utf-8") as handle:
+                handle.write(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise
 
 
 def _train(ws: Workspace, run: "Run", name: str) -> None:
@@ -97,7 +128,7 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
 
     place = Place(checkpoint_folder(ws, name), checkpoint_key(ws, name))
     begun = time.perf_counter()
-    with open_ranks(pick_device(run.params.train.device)) as ranks:
+    with open_ranks(pick_device(run.params.train.device)) as ranks, _crash_told():
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
         teacher = teacher_folder(ws, run) if name == "light" and run.params.light.distill else None
         files = window_files(ws, run.window)

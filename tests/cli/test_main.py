@@ -186,6 +186,15 @@ def test_dry_runs_say_and_change_nothing(hapctl: Run, ws: Workspace, tmp_path: P
     assert "would serve" in hapctl("serve", "--dry-run", "--root", ws.root)[1]
 
 
+def test_a_dry_training_names_the_teacher_that_it_would_train_first(hapctl: Run, tmp_path: Path) -> None:
+    words = ("train", "light", "--day", "2026-01-03", "--dry-run", "--root", tmp_path / "ws")
+    hapctl("init", tmp_path / "ws")
+    assert hapctl(*words)[1] == "would train light on the window before 2026-01-03\n"
+    path = tmp_path / "ws" / "params.yaml"
+    path.write_text(path.read_text().replace("light: {", "light: {distill: 1.0, "))
+    assert hapctl(*words)[1] == "would train expressive and light on the window before 2026-01-03\n"
+
+
 def test_answers_are_json_where_asked(hapctl: Run, ws: Workspace) -> None:
     assert orjson.loads(hapctl("status", "--json", "--root", ws.root)[1])["champion"] is None
     assert orjson.loads(hapctl("models", "--json", "--root", ws.root)[1]) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,19 +28,35 @@ from hap.training.run import write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "-m", "hap.training")
 ALONE = ("-m", "hap.training")
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", "2", *ALONE)
+
+
+TORCHRUN = torchrun(2)
 
 
 @pytest.fixture
 def workspace(logged_workspace: Workspace, small_params: Params, tmp_path: Path) -> Workspace:
-    """A workspace that stands ready to train on one day, in steps of sixteen requests."""
+    """A workspace that stands ready to train on one day, in steps of sixteen requests.
+
+    Its samples lie in eight row groups, so that each process has some: in row groups of the usual size a small day is a single one.
+    """
     collect_day(logged_workspace, small_params, FIRST_DAY)
     ws = Workspace(tmp_path / "ws")
     shutil.copytree(logged_workspace.samples, ws.samples)
+    regroup(ws, 20)
     durable.write_text(ws.root / "hap.toml", "")
     ready(ws, small_params)
     return ws
+
+
+def regroup(ws: Workspace, requests: int) -> None:
+    """Lay the day's 150 requests in row groups of so many."""
+    (path,) = partitions.parquet_files(ws, [FIRST_DAY])
+    pq.write_table(pq.read_table(path), path, row_group_size=requests)
 
 
 def ready(ws: Workspace, params: Params, loss: dict[str, object] | None = None, **train: object) -> None:
@@ -87,14 +104,21 @@ def same(one: tuple[dict[str, torch.Tensor], dict], other: tuple[dict[str, torch
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["light", "expressive"])
-def test_two_processes_reach_the_loss_of_one(workspace: Workspace, small_params: Params, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "processes", "requests"),
+    [("light", 2, 20), ("expressive", 2, 20), ("light", 3, 20), ("expressive", 2, 150)],
+    ids=["light", "expressive", "three share eight row groups", "the second has none"],
+)
+def test_several_processes_reach_the_loss_of_one(
+    workspace: Workspace, small_params: Params, name: str, processes: int, requests: int
+) -> None:
+    regroup(workspace, requests)
     ready(workspace, small_params, epochs=3)
     finish(start(workspace, ALONE, name))
     weights, figures = outcome(workspace, name)
-    finish(start(workspace, TORCHRUN, name))
+    finish(start(workspace, torchrun(processes), name))
     shared_weights, shared = outcome(workspace, name)
-    assert (figures["processes"], shared["processes"]) == (1, 2)
+    assert (figures["processes"], shared["processes"]) == (1, processes)
     assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
     for key, value in weights.items():
         assert torch.allclose(value, shared_weights[key], atol=1e-3), key
@@ -240,3 +264,18 @@ def test_a_refusal_of_several_processes_is_one_line_and_nothing_begins_again(wor
     errors = [line for line in said if not line.startswith("hap:progress")]
     assert len(errors) == 1 and errors[0].startswith("error: light: the loss is not finite in epoch 1"), errors
     assert not (workspace.models / "light").exists()
+
+
+@pytest.mark.long
+def test_what_ends_several_processes_by_surprise_is_told_in_one_line(workspace: Workspace, small_params: Params) -> None:
+    """Samples whose pages the disk lost, found by whichever process reads them first; torchrun's own last line is a row of `=`."""
+    ready(workspace, small_params, processes=2)
+    (path,) = partitions.parquet_files(workspace, [FIRST_DAY])
+    content = bytearray(path.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)  # the footer stands
+    path.write_bytes(content)
+    process = start(workspace, ALONE)
+    said = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 1
+    errors = [line for line in said if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: train light: 4 starts of 2 processes died, the first of OSError: "), errors
