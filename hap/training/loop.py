@@ -356,8 +356,14 @@ def _require_finite(means: dict[str, float], name: str, epoch: int) -> None:
 
 
 def heldout_gauc(model: nn.Module, heldout: Feed, params: Params, device: torch.device, ranks: Ranks = ALONE) -> dict[str, float]:
-    """GAUC of each kind over the held-out requests; each process scores its part of them, and all get the same figures."""
+    """GAUC of each kind over the held-out requests; each process scores its part of them, and all get the same figures.
+
+    Raises:
+        DataError: weights that left the finite numbers in the epoch's last step, which no loss shows; in every process alike.
+    """
     scores, kinds, counts = score_pools(model, heldout.pools(ranks.rank, ranks.world), params, device)
+    if lost := sum(ranks.by_rank(int(np.isnan(scores).sum()), device)):
+        raise DataError(f"{lost} scores of held-out requests are no numbers; lower train.learning_rate or check the dense features")
     grouped = request_aucs(scores, kinds, np.concatenate([[0], np.cumsum(counts)]))
     sums = ranks.sum(torch.tensor([gauc_sums(grouped[kind]) for kind in NEGATIVES], dtype=torch.float64, device=device))
     return {kind: found / weight if weight else float("nan") for kind, (found, weight) in zip(NEGATIVES, sums.tolist(), strict=True)}

@@ -78,11 +78,27 @@ def test_processes_that_score_a_part_each_find_the_gauc_of_the_whole(
     parts: list[torch.Tensor] = []
     for rank in range(3):
         ranks = Ranks(rank, 3)
+        monkeypatch.setattr(Ranks, "by_rank", lambda _, value, __: [value])
         monkeypatch.setattr(Ranks, "sum", lambda _, values: parts.append(values) or values)  # type: ignore[func-returns-value]
         loop.heldout_gauc(trained.model, heldout, small_params, cpu, ranks)
     assert all(int(part[:, 1].sum()) for part in parts)
     monkeypatch.setattr(Ranks, "sum", lambda _, __: torch.stack(parts).sum(0))
     assert loop.heldout_gauc(trained.model, heldout, small_params, cpu, Ranks(0, 3)) == pytest.approx(whole, abs=1e-12)
+
+
+def test_weights_that_the_last_step_lost_are_refused_by_every_process_even_one_without_held_out_requests(
+    small_params: Params, sample_files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heldout, cpu = Feed(sample_files[-1:], small_params, heldout=True), torch.device("cpu")
+    model = build_model("light", small_params)
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(float("nan"))
+    with pytest.raises(DataError, match=r"\d+ scores of held-out requests are no numbers; lower train\.learning_rate") as alone:
+        loop.heldout_gauc(model, heldout, small_params, cpu)
+    assert "\n" not in str(alone.value)
+    monkeypatch.setattr(Ranks, "sum", lambda _, values: values + 3)  # what the others add
+    with pytest.raises(DataError, match="no numbers"):
+        loop.heldout_gauc(build_model("light", small_params), heldout, small_params, cpu, Ranks(1, 2))
 
 
 @pytest.mark.parametrize("log_steps", [2, 10**6])
