@@ -14,14 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+LINE_S = 60.0  # between two lines of a step's progress, where they go to a file
+
 
 class Talk:
-    """Steps and bars on stderr; `seconds` keeps how long each step took. A terminal gets live bars, a file gets lines."""
+    """Steps and bars on stderr; `seconds` keeps how long each step took. A terminal gets live bars, a file a line a minute."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.seconds: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
+        self._lines: dict[str, float] = {}  # when each step began, or had its latest line
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._depth = 0
@@ -48,14 +51,21 @@ class Talk:
     def bar(self, name: str, share: float | None, note: str) -> None:
         """Show how far a step is: `share` 0..1, or None where that is unknown."""
         with self._lock:
-            if self._progress is None:
+            if self._progress is not None:
+                if name not in self._bars:
+                    self._bars[name] = self._progress.add_task(name, total=None)
+                self._progress.update(self._bars[name], total=None if share is None else 1.0, completed=share or 0.0, note=note)
                 return
-            if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=None)
-            self._progress.update(self._bars[name], total=None if share is None else 1.0, completed=share or 0.0, note=note)
+            now = time.monotonic()
+            due = self._lines.setdefault(name, now) + LINE_S
+            if share is None or now < due:
+                return
+            self._lines[name] = now
+        self.say(f"  {name:<28}{share:7.0%}  {note}".rstrip())
 
     def _drop(self, name: str) -> None:
         with self._lock:
+            self._lines.pop(name, None)
             if self._progress is not None and name in self._bars:
                 self._progress.remove_task(self._bars.pop(name))
 
