@@ -37,10 +37,16 @@ def is_wrong(figure: Figure) -> bool:
 
 
 def plain(value: float) -> str:
-    """A number in three digits, and no more letters than they need."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    """A number in three digits or four, and no more letters than an axis has room for."""
+    size = abs(value)
+    if value == 0 or 1e-3 <= size < 999.5:
         return f"{value:.3g}"
-    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    if size < 1e-3 or size >= 999.5e9:
+        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    if size < 9999.5:
+        return f"{value:,.0f}"
+    unit, letter = next(pair for pair in ((1e3, "k"), (1e6, "M"), (1e9, "G")) if size < 999.5 * pair[0])
+    return f"{value / unit:.3g}{letter}"
 
 
 def trend(figures: Sequence[Figure | None], first: dt.date, moves: Sequence[Move]) -> str:

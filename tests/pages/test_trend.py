@@ -66,5 +66,9 @@ def test_promotions_and_rollbacks_inside_the_days_are_marked_each_in_its_colour(
 
 def test_numbers_are_short() -> None:
     assert [plain(number) for number in (0.0, 0.12, 0.4248, 309.2, -2.0, 6e-5, 2.44e-6, 12_345_678.0)] == [
-        "0", "0.12", "0.425", "309", "-2", "6e-5", "2.4e-6", "1.2e7",
+        "0", "0.12", "0.425", "309", "-2", "6e-5", "2.4e-6", "12.3M",
+    ]  # fmt: skip
+    counts = (999.4, 999.6, 1500.0, -2170.0, 9999.4, 9999.6, 123_456.0, 999_600.0, 4.56e9, 2.5e12)
+    assert [plain(number) for number in counts] == [
+        "999", "1,000", "1,500", "-2,170", "9,999", "10k", "123k", "1M", "4.56G", "2.5e12",
     ]  # fmt: skip
