@@ -86,10 +86,8 @@ def _many(processes: int, words: list[str]) -> int:
             said = orjson.loads(refusal.read_bytes())
         elif ended.returncode:
             cause = crash.read_text() if crash.exists() else "a kill from outside, such as for want of memory"
-            said = {
-                "error": f"{' '.join(words)}: {RESTARTS + 1} starts of {processes} processes died, the first of {cause}",
-                "exit_code": 1,
-            }
+            died = f"the {processes} processes that train together died, with {RESTARTS} new starts allowed; the first of {cause}"
+            said = {"error": f"{' '.join(words)}: {died}", "exit_code": 1}
         else:
             return 0
     print(f"error: {said['error']}", file=sys.stderr)

@@ -278,4 +278,5 @@ def test_what_ends_several_processes_by_surprise_is_told_in_one_line(workspace: 
     said = process.communicate(timeout=300)[0].splitlines()
     assert process.returncode == 1
     errors = [line for line in said if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith("error: train light: 4 starts of 2 processes died, the first of OSError: "), errors
+    died = "error: train light: the 2 processes that train together died, with 3 new starts allowed; the first of OSError: "
+    assert len(errors) == 1 and errors[0].startswith(died), errors
