@@ -148,6 +148,8 @@ def _listen(process: "subprocess.Popen[str]", name: str, lines: list[str]) -> No
             losses = " ".join(f"{term} {value:.3f}" for term, value in shown["loss"].items())
             speed = f"{shown['samples_per_s']:,.0f} samples/s, {shown['eta_s']:.0f} s left"
             current().bar(name, share, f"epoch {shown['epoch']}/{shown['of']}, {speed}, {losses}")
+        elif line.startswith("note: "):
+            current().say(f"  {line.rstrip()}")
         else:
             lines.append(line.rstrip())
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import orjson
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hap import durable
-from hap.errors import NotFound
+from hap.errors import ConfigError, NotFound
 from hap.models.expressive import ExpressiveModel
 from hap.models.light import LightModel
 from hap.params import Params
@@ -42,9 +42,25 @@ def load_model(folder: Path, params: Params) -> nn.Module:
 
     Raises:
         NotFound: training has not written it.
+        ConfigError: it was trained with features or a size that these parameters do not have.
     """
     if not (folder / "model.json").exists():
         raise NotFound(f"{folder} holds no trained model; run `hapctl train --day D` first")
-    model = build_model(orjson.loads((folder / "model.json").read_bytes())["model"], params)
-    model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    name = orjson.loads((folder / "model.json").read_bytes())["model"]
+    model, weights = build_model(name, params), torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    if differs := _differing(model.state_dict(), weights):
+        raise ConfigError(
+            f"{folder} was trained with other features or another size than the parameters say ({differs}); "
+            f"run `hapctl train {name} --day D` to train it anew"
+        )
+    model.load_state_dict(weights)
     return model.eval()
+
+
+def _differing(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """The first parameter that only one of the two has, or has in another shape; empty where all agree."""
+    for name in [*wanted, *found]:
+        one, other = (list(weights[name].shape) if name in weights else "none" for weights in (wanted, found))
+        if one != other:
+            return f"{name}: {one} wanted, {other} found"
+    return ""

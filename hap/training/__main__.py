@@ -1,7 +1,8 @@
 """The reproducible stages that dvc.yaml names: `python -m hap.training train light|expressive` and `... evaluate`.
 
 They run in the workspace's folder and take everything from run.yaml. A line that starts with `hap:progress` is for the
-caller's progress bar. Many processes: `train.processes` on one machine, or torchrun on several that share the workspace,
+caller's progress bar, one that starts with `note:` for a person. Many processes: `train.processes` on one machine, or
+torchrun on several that share the workspace,
     torchrun --nproc-per-node 2 --max-restarts 3 -m hap.training train light
 once `hapctl train` has begun there and written run.yaml. DVC does not see such a training: without
     dvc commit --force train@light
@@ -130,6 +131,8 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
         warm = warm_weights(ws, run.warm_start[name]) if run.warm_start else None
         teacher = teacher_folder(ws, run) if name == "light" and run.params.light.distill else None
         files = window_files(ws, run.window)
+        if ranks.leads:
+            _note_idle_processes(ranks.world, files)
         trained = train(name, run.params, files, report, ranks=ranks, place=place, warm=warm, teacher=teacher)
         spent = _spent(ranks, begun, trained.facts["device"]) | {"resumed": trained.resumed}
         if ranks.leads:
@@ -139,6 +142,16 @@ def _train(ws: Workspace, run: "Run", name: str) -> None:
             durable.write_json(ws.spent / f"{name}.json", spent)
             drop_checkpoints(place.folder)
         ranks.wait()
+
+
+def _note_idle_processes(world: int, files: list[Path]) -> None:
+    """A row group is read by one process: more processes than row groups cost their memory and bring nothing."""
+    import pyarrow.parquet as pq
+
+    groups = sum(pq.read_metadata(path).num_row_groups for path in files)
+    if world > groups:
+        idle = f"{world} processes train together and the window's samples have row groups for {groups}"
+        print(f"note: {idle}: the others have nothing to read", flush=True)
 
 
 def _spent(ranks: "Ranks", begun: float, device: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ STAGES = """stages:
   refused: {cmd: 'echo "error: price is missing from the logs" >&2; exit 1'}
   crashed: {cmd: "python -c 'raise KeyError(1)'"}
   slow: {cmd: sleep 300}
-  told: {cmd: 'echo hap:progress "TOLD"'}
+  told: {cmd: 'echo hap:progress "TOLD"; echo "note: the others have nothing to read"'}
 """
 
 
@@ -64,13 +64,16 @@ def test_a_crash_is_one_line_with_its_last_one(ws: Workspace) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_progress_reaches_the_bar(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_reaches_the_bar_and_notes_a_person(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float | None, str]] = []
+    said: list[str] = []
     talk = Talk(quiet=True)
     monkeypatch.setattr(talk, "bar", lambda *shown: seen.append(shown))
+    monkeypatch.setattr(talk, "say", said.append)
     with talking(talk):
         repro(ws, "told", "told")
     assert seen == [("told", 0.25, "epoch 1/2, 5 samples/s, 3 s left, bce 0.250")]
+    assert said == ["  note: the others have nothing to read"]
 
 
 def test_a_timeout_ends_the_whole_group(ws: Workspace) -> None:

@@ -106,3 +106,11 @@ def test_a_teacher_is_named_where_it_is_needed_and_only_there(small_params: Para
         train("expressive", distilled(small_params, 1.0), sample_files, lambda _: None, teacher=teacher)
     with pytest.raises(NotFound):
         train("light", distilled(small_params, 1.0), sample_files, lambda _: None, teacher=teacher / "elsewhere")
+
+
+def test_a_teacher_of_another_size_is_refused_in_one_line(small_params: Params, teacher: Path) -> None:
+    grown = small_params.model_copy(
+        update={"expressive": small_params.expressive.model_copy(update={"size": 2 * small_params.expressive.size})}
+    )
+    with pytest.raises(ConfigError, match=r"another size.* wanted, .* found.*`hapctl train expressive --day D`"):
+        load_teacher(teacher, grown, torch.device("cpu"))

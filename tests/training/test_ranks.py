@@ -24,7 +24,7 @@ from hap.samples import partitions
 from hap.samples.collect import collect_day
 from hap.training import ranks
 from hap.training.ranks import meet, open_ranks
-from hap.training.run import write_run
+from hap.training.run import keep_warm_weights, write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
 
@@ -59,13 +59,15 @@ def regroup(ws: Workspace, requests: int) -> None:
     pq.write_table(pq.read_table(path), path, row_group_size=requests)
 
 
-def ready(ws: Workspace, params: Params, loss: dict[str, object] | None = None, **train: object) -> None:
-    """run.yaml and window.json, with other settings of `train` and `loss` where given."""
+def ready(
+    ws: Workspace, params: Params, loss: dict[str, object] | None = None, warm: dict[str, str] | None = None, **train: object
+) -> None:
+    """run.yaml and window.json, with other settings of `train` and `loss` where given, and the weights to begin from."""
     params = params.model_copy(update={"loss": params.loss.model_copy(update=loss or {})})
     settings = {"batch_requests": 16, "epochs": 12, "patience": 12, "checkpoint_steps": 4, "log_steps": 5, "conflict_steps": 0, **train}
     params = params.model_copy(update={"train": params.train.model_copy(update=settings)})
     durable.write_json(ws.window_file, {"days": [partitions.load(ws, FIRST_DAY).id]})
-    write_run(ws, params, FIRST_DAY + dt.timedelta(days=1), [FIRST_DAY], [])
+    write_run(ws, params, FIRST_DAY + dt.timedelta(days=1), [FIRST_DAY], [], warm)
 
 
 def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subprocess.Popen[str]":
@@ -76,13 +78,15 @@ def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subproce
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> None:
+def finish(process: "subprocess.Popen[str]") -> str:
+    """What it said, once it has ended well."""
     try:
         said, _ = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends those that it started
         pytest.fail(f"not ended in 300 s, having said:\n{process.communicate()[0]}")
     assert process.returncode == 0, said
+    return said
 
 
 def outcome(ws: Workspace, name: str = "light") -> tuple[dict[str, torch.Tensor], dict]:
@@ -116,7 +120,8 @@ def test_several_processes_reach_the_loss_of_one(
     ready(workspace, small_params, epochs=3)
     finish(start(workspace, ALONE, name))
     weights, figures = outcome(workspace, name)
-    finish(start(workspace, torchrun(processes), name))
+    said = finish(start(workspace, torchrun(processes), name))
+    assert ("row groups for 1: the others have nothing to read" in said) == (requests == 150)
     shared_weights, shared = outcome(workspace, name)
     assert (figures["processes"], shared["processes"]) == (1, processes)
     assert shared["loss_by_epoch"] == pytest.approx(figures["loss_by_epoch"], abs=1e-3)
@@ -224,6 +229,26 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(works
     finish(process)
     assert same(outcome(workspace), undisturbed)
     assert not (workspace.state / "checkpoints" / "light").exists(), "a finished training leaves no checkpoints"
+
+
+@pytest.mark.long
+def test_a_warm_start_and_a_teacher_are_found_again_after_a_kill(workspace: Workspace, small_params: Params) -> None:
+    ready(workspace, small_params, epochs=1)
+    for name in ("light", "expressive"):
+        finish(start(workspace, ALONE, name))
+    taught = small_params.model_copy(update={"light": small_params.light.model_copy(update={"distill": 1.0})})
+    ready(workspace, taught, warm={"light": keep_warm_weights(workspace, workspace.models / "light" / "model.pt")})
+    finish(start(workspace, ALONE))
+    undisturbed = outcome(workspace)
+    shutil.rmtree(workspace.models / "light")
+    process = start(workspace, ALONE)
+    wait_for_checkpoints(workspace, process, step=28)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finish(start(workspace, ALONE))
+    assert orjson.loads((workspace.spent / "light.json").read_bytes())["resumed"] is True
+    assert undisturbed[1]["warm_parameters"] > 0 and "distill" in undisturbed[1]["steps"][0]
+    assert same(outcome(workspace), undisturbed)
 
 
 def test_checkpoints_of_other_parameters_are_not_taken_up(workspace: Workspace, small_params: Params) -> None:
