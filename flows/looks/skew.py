@@ -18,14 +18,15 @@ from hap.days import start_of
 from hap.errors import HapError
 from hap.logs import contract
 from hap.monitoring.findings import Look
-from hap.monitoring.report import HISTORY_DAYS
+from hap.monitoring.report import HISTORY_DAYS, earlier_reports
 from hap.monitoring.served import Comparison
-from hap.monitoring.skew import Served, look_at_nothing, look_at_served, unwatched
+from hap.monitoring.skew import REQUESTS, Served, look_at_nothing, look_at_served, unwatched
 from hap.registry.local import local
 from hap.samples.lookup import request_times, write_logged
 from hap.serving.bundle import Bundle
 from hap.serving.served_day import chosen_requests, last_written, served_keys, stream_served
 from hap.serving.session import BundleSession
+from hap.workspace import Workspace
 
 GROUP_CANDIDATES = 100_000  # compared in one piece: some 20 MB a side with ten columns
 
@@ -51,16 +52,31 @@ def look(subject: Subject) -> Look:
 def _nothing(subject: Subject, folder: Path) -> Look:
     """No served request of the day: a finding where the day was logged and enough of a day before were written.
 
-    Of a day without logs the logs tell, and days of a few rows have an empty one among them by chance.
+    Of a day without logs the logs tell, and days of a few rows have an empty one among them by chance. Where the folder's days
+    are gone too, as after a mount that was lost, the reports say that there were some.
     """
     ws, params, day = subject.ws, subject.params, subject.day
-    before = last_written(folder, day, params.skew.min_requests, HISTORY_DAYS)
-    if before is None or not contract.has_day(ws.logs(params), "requests", day):
+    if not contract.has_day(ws.logs(params), "requests", day):
+        return unwatched(str(day), f"no served request of {day} lies below {folder}")
+    if (lies := last_written(folder, day, params.skew.min_requests, HISTORY_DAYS)) is not None:
+        before = f"where {lies[1]:,} of {lies[0]} do"
+    elif (lay := _last_compared(ws, day, params.skew.min_requests)) is not None:
+        before = f"and those of {lay[0]}, of which {lay[1]:,} were compared then, are gone"
+    else:
         return unwatched(str(day), f"no served request of {day} lies below {folder}")
     served_with = [params.features]
     with contextlib.suppress(HapError):
         served_with.append(_bundle_here(subject, subject.champion).features)
-    return look_at_nothing(str(day), folder, str(before[0]), before[1], served_with)
+    return look_at_nothing(str(day), folder, before, served_with)
+
+
+def _last_compared(ws: Workspace, day: dt.date, least: int) -> tuple[str, int] | None:
+    """The latest day before one whose look compared so many served requests, and their number."""
+    for report in reversed(earlier_reports(ws.pages, day, HISTORY_DAYS)):
+        compared = [figure.value for seen in report.seen for figure in seen.figures if figure.name == REQUESTS]
+        if compared and (compared[0] or 0) >= least:
+            return report.day, int(compared[0] or 0)
+    return None
 
 
 def _compare(subject: Subject, folder: Path, keys: pa.Table, scratch: Path) -> Served:

@@ -54,14 +54,15 @@ def unwatched(day: str, why: str) -> Look:
     return Look(watcher=WATCHER, day=day, findings=(), missing=True, notes=(why,))
 
 
-def look_at_nothing(day: str, folder: Path, before: str, requests: int, served_with: Sequence[Features]) -> Look:
-    """The look at a day of which no served request was written down, though so many of a day `before` were; it judges nothing else.
+def look_at_nothing(day: str, folder: Path, before: str, served_with: Sequence[Features]) -> Look:
+    """The look at a day of which no served request was written down, though enough of a day before were; it judges nothing else.
 
     Args:
+        before: what is known of that day, in words.
         served_with: the declared features and the champion's, whose columns stay as they are.
     """
     said = (
-        f"no served request of {day} lies below {folder}, where {requests:,} of {before} do: what is served is no longer written down, so "
+        f"no served request of {day} lies below {folder}, {before}: what is served is no longer written down, so "
         "its skew is not watched; check that the clients still have log_to and give a request_id, and that they can write to the folder"
     )
     figure = Figure(name=REQUESTS, title=_COMPARED, value=0.0)

@@ -1,6 +1,7 @@
 """What was served beside what was logged: an honest day is silent, and each defect is one cause with places to look at."""
 
 import datetime as dt
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from flows.looks.subject import Subject
 from hap.logs import contract
 from hap.logs.simulator import simulate
 from hap.monitoring.findings import Look
+from hap.monitoring.report import Report, Seen, write_report
 from hap.monitoring.served import Comparison
 from hap.monitoring.skew import Served, look_at_served
 from hap.params import Params, Skew
@@ -349,6 +351,22 @@ def test_a_served_log_that_falls_silent_is_a_finding_until_rows_come_again(subje
     serve(subject.ws, honest)
     again = flow.look(subject)
     assert again.findings == () and "skew:unwritten" not in again.unjudged and not again.missing, "which closes the incident"
+
+
+@pytest.mark.parametrize("compared", [REQUESTS, 5])
+def test_a_served_folder_that_is_gone_with_its_days_is_missed_by_what_the_reports_say(
+    subject: Subject, honest: list[Record], compared: int
+) -> None:
+    """A mount that was lost, or a folder that somebody emptied."""
+    yesterday = DAY - dt.timedelta(days=1)
+    serve(subject.ws, honest[:compared])
+    seen = Seen.of(replace(flow.look(subject), day=str(yesterday)), "Skew")
+    write_report(subject.ws.pages, Report(day=str(yesterday), labels="open", champion=1, reference=(), seen=(seen,)))
+    shutil.rmtree(subject.ws.root / "served")
+    look = flow.look(subject)
+    assert causes(look) == (["skew:unwritten"] if compared == REQUESTS else [])
+    if look.findings:
+        assert f"and those of {yesterday}, of which {REQUESTS} were compared then, are gone" in look.findings[0].said
 
 
 def test_a_silent_served_log_closes_nothing_else(subject: Subject, honest: list[Record]) -> None:
