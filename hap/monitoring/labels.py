@@ -1,13 +1,14 @@
 """Feedback of a day beside that of the reference days: what was lost, what was not wanted, and what came later than usual.
 
-labels:outage      hours in which exposures went on and feedback fell to less than half, or a day without any: it was lost
+labels:outage      hours in which exposures went on and feedback fell away, or a day without any: it was lost
 labels:interest    clicks fell, and in most hours and most values of every category: people want less of it
 labels:click_rate  clicks rose, or fell in some places only; a position or a category that moved by itself is named
 labels:delay       clicks are ingested later after their exposure than they were
 
 Hours that are silent are left out of what is said of interest, so one outage is one cause. Where every exposure has a row of
-feedback, clicked or not, rows are what is counted: a fall of interest leaves them where they are. A silent hour is measured
-against the day's own better hours: a fall of interest lowers them all.
+feedback, clicked or not, rows are what is counted: a fall of interest leaves them where they are, so that a fifth of an hour's rows
+is missed, and an even loss too. Elsewhere an hour is silent below half of the day's own better hours: a fall of interest lowers
+them all.
 """
 
 import math
@@ -26,6 +27,7 @@ CHANCE = deviations()
 CHANCE_LOCAL = deviations(30)  # of some thirty places, or of 24 hours, the one that moved most
 LEAST_LOCAL = 30  # expected clicks of an hour or a place below which it is not judged
 NOTHING = 0.1  # of what was expected: below it feedback has stopped, whatever the day's better hours say
+EVERY_EXPOSURE = 0.9  # rows of feedback per exposure in the reference: so many are one for each, but for what was always lost
 BETTER_HOURS = 0.9  # quantile of the hours' levels that silent ones are measured against
 QUANTILES = {"median": 0.5, "p95": 0.95}
 
@@ -65,12 +67,18 @@ def find_outage(today: Side, reference: Side, settings: Labels) -> Outage:
     expected = _expected(now, before)
     crowding = max(_sum(now.values()).crowding, _sum(before.values()).crowding)
     level = min(_upper({hour: now[hour].clicks / expected[hour] for hour in expected if expected[hour] >= LEAST_LOCAL}, expected), 1.0)
+    below = settings.silent_below
+    if rows and _sum(before.values()).rate >= EVERY_EXPOSURE:
+        below = settings.rows_below
+        if level < below:  # the day's better hours miss as much: what is lost is a part of every hour's
+            return Outage(tuple(sorted(today.hours)), 1 - _sum(now.values()).clicks / sum(expected.values()), rows)
+        level = 1.0
     silent, lost = [], 0.0
     for hour, usual in expected.items():
         if usual < LEAST_LOCAL:
             continue
         missing = level * usual - now[hour].clicks
-        if now[hour].clicks < settings.silent_below * level * usual and missing > CHANCE_LOCAL * math.sqrt(crowding * level * usual):
+        if now[hour].clicks < below * level * usual and missing > CHANCE_LOCAL * math.sqrt(crowding * level * usual):
             silent.append(hour)
             lost += missing
     return Outage(tuple(sorted(silent)), lost / sum(expected.values()) if silent else 0.0, rows)

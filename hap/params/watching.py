@@ -160,6 +160,12 @@ class Labels(Strict):
     silent_below: float = Field(
         default=0.5, gt=0, lt=1, description="feedback of an hour, over what its exposures bring, below which it is lost and not unwanted"
     )
+    rows_below: float = Field(
+        default=0.8,
+        gt=0,
+        lt=1,
+        description="the same where each exposure has a row of feedback, clicked or not: what is missing there was lost, wanted or not",
+    )
     outage: float = Field(
         default=0.02, gt=0, lt=1, description="share of the day's feedback that silent hours may lose: half an hour of an even day's"
     )

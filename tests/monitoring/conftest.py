@@ -34,13 +34,14 @@ def three_days(tmp_path_factory: pytest.TempPathFactory, default_params: Params)
 
 @pytest.fixture
 def spoiled(three_days: Subject, tmp_path: Path) -> Callable[[str | Spoil], Subject]:
-    """A copy whose third day was logged with a fault of the simulator, or with a change of the tables, and collected so."""
+    """A copy whose third day was logged with a fault of the simulator (NAME, NAME=SIZE) or a change of the tables, and collected so."""
 
     def make(fault: str | Spoil) -> Subject:
         params, ws = three_days.params, Workspace(tmp_path / "spoiled")
         shutil.copytree(three_days.ws.root, ws.root)
         if isinstance(fault, str):
-            asked = faults.parse(fault, DAYS[-1], None, 1, params.features, DEFAULTS.content_types)
+            name, _, size = fault.partition("=")
+            asked = faults.parse(name, DAYS[-1], float(size) if size else None, 1, params.features, DEFAULTS.content_types)
             change: Spoil = lambda table, rows: faults.distort(table, rows, [asked])  # noqa: E731
         else:
             change = fault

@@ -91,7 +91,7 @@ def test_a_day_like_the_others_is_quiet_and_its_figures_have_bounds() -> None:
     assert {"labels.click_rate_cand_position_1", "labels.click_rate_cand_content_type_4", "labels.delay_median_s"} <= names
 
 
-@pytest.mark.parametrize("left", [0.0, 0.25])
+@pytest.mark.parametrize("left", [0.0, 0.25, 0.6])
 def test_hours_without_feedback_are_an_outage_and_no_loss_of_interest(left: float) -> None:
     gone = only(range(12, 18), left)
     look = looked(side(by_hour=gone, rows=gone))
@@ -106,6 +106,22 @@ def test_an_even_fall_is_interest_whether_rows_tell_it_or_clicks(feedback: bool)
     look = looked(side(share=RATE * 0.4, feedback=feedback), side(feedback=feedback))
     assert causes(look) == ["labels:interest"]
     assert "-60%" in look.findings[0].said and "100% of hours, 100% of cand_content_type" in look.findings[0].said
+
+
+def test_an_even_loss_of_rows_is_an_outage_and_no_loss_of_interest() -> None:
+    """As of one collector in three: every exposure has a row, so a row that is missing was lost."""
+    look = looked(side(share=RATE * 0.67, rows=only(range(24), 0.67)))
+    assert causes(look) == ["labels:outage"] and look.findings[0].value == pytest.approx(0.33, rel=0.02)
+    assert {"labels:interest", "labels:click_rate"} <= look.unjudged
+    assert causes(looked(side(share=RATE * 0.9, rows=only(range(24), 0.9)))) == []
+
+
+def test_rows_of_some_exposures_only_are_measured_against_the_days_better_hours() -> None:
+    """As where clicks alone are logged: then rows fall with interest."""
+    few = side(rows=only(range(24), RATE))
+    assert causes(looked(side(share=RATE * 0.67, rows=only(range(24), RATE * 0.67)), few)) == ["labels:interest"]
+    gone = only(range(12, 18), 0.25)
+    assert causes(looked(side(by_hour=gone, rows=dict.fromkeys(range(24), RATE) | only(range(12, 18), RATE / 4)), few)) == ["labels:outage"]
 
 
 def test_an_outage_is_told_by_clicks_where_feedback_logs_are_gone() -> None:
@@ -251,9 +267,11 @@ def test_a_quiet_day_raises_nothing(three_days: Subject) -> None:
     assert 30 < figures["labels.delay_median_s"].value < 200
 
 
-def test_a_click_outage_raises_that_alone(spoiled: Callable[[str], Subject]) -> None:
-    look = flow.look(spoiled("click-outage"))
-    assert causes(look) == ["labels:outage"] and "12:00 to 18:00 UTC" in look.findings[0].said
+@pytest.mark.parametrize(("fault", "hours"), [("click-outage", "12:00 to 18:00 UTC"), ("click-outage=0.4", "12:00 to 17:00 UTC")])
+def test_a_click_outage_raises_that_alone(fault: str, hours: str, spoiled: Callable[[str], Subject]) -> None:
+    """Feedback is lost by its own time: some of what the last hour's requests show is fed back after it."""
+    look = flow.look(spoiled(fault))
+    assert causes(look) == ["labels:outage"] and hours in look.findings[0].said
 
 
 @pytest.mark.parametrize("fault", ["late-logs", "new-category", "broken-feature:zero"])
@@ -269,6 +287,15 @@ def test_clicks_that_fewer_people_want_raise_interest_alone(spoiled: Callable[[S
         return rows.set_column(rows.column_names.index("click"), rows.schema.field("click"), pc.and_(rows["click"], kept))
 
     assert causes(flow.look(spoiled(unwanted))) == ["labels:interest"]
+
+
+def test_a_collector_that_loses_its_share_all_day_is_an_outage_and_no_loss_of_interest(spoiled: Callable[[Spoil], Subject]) -> None:
+    def thinned(table: str, rows: pa.Table) -> pa.Table:
+        return rows.filter(pa.array(np.random.default_rng(7).random(rows.num_rows) < 0.67)) if table == "feedback" else rows
+
+    look = flow.look(spoiled(thinned))
+    (found,) = look.findings
+    assert found.cause == "labels:outage" and found.value == pytest.approx(0.33, abs=0.05) and "labels:interest" in look.unjudged
 
 
 def test_feedback_that_stops_for_good_is_an_outage_to_midnight(spoiled: Callable[[Spoil], Subject]) -> None:
