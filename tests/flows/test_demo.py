@@ -7,9 +7,9 @@ import orjson
 import psutil
 import pytest
 
-from flows.demo import free_ports
 from hap.params import NEGATIVES
 from hap.workspace import Workspace, git
+from tests.ports import free_ports
 from tests.words import hapctl
 
 pytestmark = [pytest.mark.long, pytest.mark.triton, pytest.mark.timeout(900)]

@@ -1,6 +1,5 @@
 """Evidently's own workspace has each day once, and its UI shows it."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from hap.monitoring.drift import DriftResult
 from hap.monitoring.evidently_ui import PROJECT, keep_run, kept_runs, workspace_folder
 from hap.monitoring.report import report_file
 from tests.monitoring.test_drift import DAYS, report, workspace
+from tests.ports import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,8 @@ def theirs(pages: Path) -> Any:
 
 @contextmanager
 def ui(folder: Path) -> Iterator[str]:
-    """Evidently's server on a port that is free now; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Evidently's server on a free port; yields its address."""
+    (port,) = free_ports(1)
     command = [str(Path(sys.executable).parent / "evidently"), "ui", "--host", "127.0.0.1", "--port", str(port), "--workspace", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"DO_NOT_TRACK": "1"})
     try:

@@ -4,11 +4,12 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.ports import free_ports
 
 USER = "postgres"  # Debian's package makes it; the server refuses to run as root
 
@@ -35,10 +36,8 @@ def server() -> Iterator[str]:
     """Run a server for the block and yield its SQLAlchemy URL."""
     binaries = folder()
     assert binaries, missing()
-    with tempfile.TemporaryDirectory(prefix="hap-postgres-") as home, socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-        held.close()
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="hap-postgres-") as home:
         data, user = Path(home) / "data", []
         if os.geteuid() == 0:
             shutil.chown(home, USER)

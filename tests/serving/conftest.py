@@ -1,8 +1,6 @@
 """One real Triton server for the whole session, and bundles made by hand for it."""
 
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +12,15 @@ from hap.serving import repository, runtime
 from hap.serving.bundle import Bundle
 from hap.serving.client import HapClient
 from hap.workspace import Workspace
+from tests.ports import free_ports
 from tests.serving.handmade import make_bundle
 
 SHIFTS = {1: 0.0, 2: 0.5}  # what sets the versions apart
 
 
 def free_serving() -> Serving:
-    """Serving parameters with three ports that nobody holds."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        http, grpc, metrics = (probe.getsockname()[1] for probe in probes)
+    """Serving parameters with three ports that nobody else takes."""
+    http, grpc, metrics = free_ports(3)
     return Serving(http_port=http, grpc_port=grpc, metrics_port=metrics, canary_s=0.3, deadline_s=3)
 
 
