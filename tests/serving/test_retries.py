@@ -80,9 +80,7 @@ def test_nothing_else_is_tried_again(
 
 
 @both
-def test_retries_end_with_the_deadline_of_the_call(
-    server: tuple[FakeTriton, str], score: Score, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retries_end_with_the_deadline_of_the_call(server: tuple[FakeTriton, str], score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fifth attempt comes after 0.1 + 0.2 + 0.4 + 0.8 s, and a sixth would come a second later."""
     monkeypatch.setattr(random, "random", lambda: 0.0)  # no jitter, so that none of them begins just before the deadline
     fake, url = server
