@@ -115,33 +115,36 @@ def watch(ws: Workspace, settings: Serving, log: Callable[[str], None]) -> None:
 def follow(ws: Workspace, settings: Serving, log: Callable[[str], None], ended: threading.Event) -> None:
     """`watch` until the event is set."""
     assert settings.url is not None
-    canary, said = Canary(ws.triton, settings.url, settings.deadline_s), ""
+    canary, said, was_passing = Canary(ws.triton, settings.url, settings.deadline_s), "", False
     try:
         while True:
-            if (found := _health(ws, canary)) != said:
+            found, may_pass = _health(ws, canary)
+            if found != said and (was_passing or not may_pass):
                 log(f"{settings.url}: {found}")
                 said = found
+            was_passing = may_pass
             if ended.wait(settings.canary_s):
                 return
     finally:
         canary.close()
 
 
-def _health(ws: Workspace, canary: Canary) -> str:
+def _health(ws: Workspace, canary: Canary) -> tuple[str, bool]:
+    """What one look finds, and whether it is as in every promotion for a moment: then the next look decides."""
     try:
         pinned = repository.pinned(ws.triton)
     except DataError as error:
-        return f"BAD, {error}"
+        return f"BAD, {error}", False
     canary.begin(pinned)
     if (fault := canary.fault()) is not None:
-        return f"BAD, {fault.said}"
+        return f"BAD, {fault.said}", False
     if pinned is None:
-        return "lives; no version is pinned, promote one with `hapctl promote --model vN`"
+        return "lives; no version is pinned, promote one with `hapctl promote --model vN`", False
     try:
         served = canary.client.versions("hap")
     except ServingError as error:
-        return f"BAD, {error}"
-    if served != [pinned]:  # the canary leaves that open, for a moment it is so in every promotion
+        return f"BAD, {error}", False
+    if served != [pinned]:
         loaded = ", ".join(f"v{version}" for version in served) or "nothing"
-        return f"BAD, it serves {loaded} and v{pinned} is pinned; is its model repository {ws.triton}?"
-    return f"v{pinned} answers its golden request"
+        return f"BAD, it serves {loaded} and v{pinned} is pinned; is its model repository {ws.triton}?", True
+    return f"v{pinned} answers its golden request", False

@@ -151,6 +151,34 @@ def test_the_watch_tells_what_changes_and_starts_nothing(ws: Workspace, elsewher
 
 
 @pytest.mark.triton
+def test_the_watch_tells_of_another_version_than_the_pinned_one_when_it_stays(
+    ws: Workspace, elsewhere: str, champion: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the looks of one round a version may go, and between a pin and its load another serves."""
+    real, looks, stays = HapClient.versions, list[str](), threading.Event()
+
+    def versions(client: HapClient, model: str = "hap") -> list[int]:
+        looks.append(model)
+        return [] if len(looks) % 2 == 0 or stays.is_set() else real(client, model)
+
+    monkeypatch.setattr(HapClient, "versions", versions)
+    settings = free_serving().model_copy(update={"url": elsewhere, "canary_s": 0.02})
+    lines: list[str] = []
+    ended = threading.Event()
+    teller = threading.Thread(target=remote.follow, args=(ws, settings, lines.append, ended))
+    teller.start()
+    try:
+        assert server.wait_for(lambda: len(looks) > 10, 20)
+        assert lines == [f"{elsewhere}: v{champion} answers its golden request"]
+        stays.set()
+        assert server.wait_for(lambda: len(lines) == 2, 20)
+    finally:
+        ended.set()
+        teller.join()
+    assert f"BAD, it serves nothing and v{champion} is pinned; is its model repository {ws.triton}?" in lines[1]
+
+
+@pytest.mark.triton
 def test_serve_with_a_url_ends_quietly_when_it_is_told_to(ws: Workspace, elsewhere: str) -> None:
     watching = subprocess.Popen(
         [sys.executable, "-m", "hap.cli", "serve", "--url", elsewhere, "--root", str(ws.root)],
