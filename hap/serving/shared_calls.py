@@ -65,10 +65,11 @@ class SharedCalls:
             return scored
 
     async def close(self, call: Call, deadline: Deadline) -> None:
-        """Let go of every region, here and at the server."""
+        """Let go of every region, here and at the server. One that the server would not let go of is asked for again at the end."""
         for name in self._regions.close():
             await self._unregister(call, name, deadline)
-        self._at_exit.detach()
+        if not self._regions.registered:
+            self._at_exit.detach()
 
     def _put_back(self, region: Region, every_attempt_answered: bool) -> None:
         """Free a region for the next request; not where the server may write a late answer into it."""

@@ -25,6 +25,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.request_ids: list[str] = []
         self.opens_memory = False  # as a server on another host
         self.regions: list[str] = []
+        self.let_go: list[str] = []
+        self.in_use = 0  # so many more times it does not let go of a region
         self.hold = threading.Event()
         self.hold.set()
 
@@ -66,6 +68,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return context.abort(grpc.StatusCode.INTERNAL, f"Unable to open shared memory region: '{request.key}'")
 
     def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        if self.in_use:
+            self.in_use -= 1
+            context.abort(grpc.StatusCode.INTERNAL, f"Cannot unregister shared memory region '{request.name}', it is currently in use.")
+        self.let_go.append(request.name)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
 

@@ -1,6 +1,7 @@
 """hapctl against a Triton that somebody else runs over the workspace's triton/ folder: the real server, started past hapctl."""
 
 import datetime as dt
+import os
 import shutil
 import signal
 import subprocess
@@ -64,14 +65,15 @@ def elsewhere(ws: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Somebody else's Triton over ws.triton, as in a container: explicit model control, nothing of hap's around it."""
     settings = free_serving()
     ws.triton.mkdir(exist_ok=True)
-    process = server.spawn(require_runtime(), ws.triton, settings, tmp_path_factory.mktemp("log") / "triton.log", "elsewhere_", [])
+    prefix = f"elsewhere_{os.getpid()}_"
+    process = server.spawn(require_runtime(), ws.triton, settings, tmp_path_factory.mktemp("log") / "triton.log", prefix, [])
     url = f"{settings.host}:{settings.grpc_port}"
     try:
         with HapClient(url) as client:
             assert server.wait_for(client.live, 60)
         yield url
     finally:
-        server.end(process, "elsewhere_", drain=False)
+        server.end(process, prefix, drain=False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What both clients do when a server refuses, against one that refuses on demand."""
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -123,6 +124,19 @@ def test_a_region_serves_no_other_request_while_an_attempt_may_still_write_there
             client.score(request_of(4))  # in vain, or in a second attempt
         client.score(request_of(4))
         assert fake.regions[-1] != fake.regions[0]
+
+
+@pytest.mark.parametrize("times", [2, 5], ids=["in time", "beyond the retries of closing"])
+def test_a_region_that_the_server_uses_for_a_moment_more_is_let_go_of_after_all(server: tuple[FakeTriton, str], times: int) -> None:
+    fake, url = server
+    fake.opens_memory = True
+    client = HapClient(url, shared_memory=True)
+    client.score(request_of(4))
+    fake.in_use = times
+    client.close()
+    del client
+    gc.collect()  # as at the end of the process
+    assert fake.let_go == fake.regions and fake.in_use == 0
 
 
 @both
