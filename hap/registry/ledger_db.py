@@ -129,7 +129,11 @@ def alone(url: sa.URL, purpose: str, now: dt.datetime) -> Iterator[None]:
             if not connection.execute(sa.text(f"SELECT pg_try_advisory_lock({_PROMOTIONS})")).scalar():
                 shown = url.render_as_string(hide_password=True)
                 raise Busy(f"{_holder(connection)} {doing} by the ledger at {shown}; wait for it to end, then run this again")
-            yield
+            try:
+                yield
+            finally:  # the server sees the end of the connection a moment later, and the next command may be quicker
+                with contextlib.suppress(sa.exc.DBAPIError):
+                    connection.execute(sa.text(f"SELECT pg_advisory_unlock({_PROMOTIONS})"))
     finally:
         engine.dispose()
 

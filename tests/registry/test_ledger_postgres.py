@@ -119,6 +119,20 @@ def test_a_second_writer_waits_for_the_first_and_is_told_when_it_waits_too_long(
     assert ledger.append(entry(to_version=2)).id == 2
 
 
+def test_the_lock_of_promotions_is_free_once_its_block_has_ended(url: str) -> None:
+    """Not only when the server has noticed the end of the connection: the next command of a script may come before that."""
+    ledger = Ledger(url)
+    ledger.append(entry(to_version=1))
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    held = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    with engine.connect() as watching:
+        for _ in range(20):
+            with ledger.alone("promote v1", NOW):
+                assert watching.execute(held).scalar() == 1
+            assert watching.execute(held).scalar() == 0
+    engine.dispose()
+
+
 def test_a_server_that_is_away_is_one_line_without_the_password() -> None:
     with pytest.raises(HapError, match=r"the ledger at .*ann:\*\*\*@127.0.0.1:9/hap cannot be used: .*ledger\.url in params") as caught:
         Ledger("postgresql://ann:secret@127.0.0.1:9/hap").rows()
