@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hap.errors import HapError, Refused, UsageError
@@ -176,7 +176,7 @@ def test_a_freeze_holds_until_unfreeze_and_says_who_and_why(ledger: Ledger) -> N
     assert freeze_in_force(ledger.rows()) is None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["promote", "rollback"]), st.sampled_from(["served", "undone", "pinned"]), st.integers(1, 4)), max_size=8

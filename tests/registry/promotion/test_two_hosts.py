@@ -18,6 +18,7 @@ from hap.registry import promotion
 from hap.registry.ledger import Ledger, open_ledger
 from hap.registry.turns import promotion_lock
 from hap.serving import repository
+from hap.serving import server as triton
 from hap.workspace import Workspace
 from tests.registry import postgres
 from tests.registry.conftest import NOW, judged_against_champion
@@ -148,12 +149,20 @@ promotion.promote(ws, params, 2, server=server, actor="ann", now=dt.datetime(202
 """
 
 
+def wait_for_the_end_of(host: Host, session: str) -> None:
+    """PostgreSQL sees a moment later that the process behind a session is gone, and keeps its lock until then."""
+    own = host.params.ledger.url or ""
+    alive = f"SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND starts_with(application_name, '{session}')"
+    assert triton.wait_for(lambda: execute(own, alive) == [], 30)
+
+
 def killed_after_the_switch(host: Host) -> None:
     """A promotion of v2 there, in a process of its own, whose server serves v2 while no row says so."""
     judged_against_champion(host.ws, host.params, 2)
     words = [sys.executable, "-c", KILLED, str(host.ws.root), host.params.model_dump_json(), str(host.server.state)]
     done = subprocess.run(words, capture_output=True, check=False, timeout=240)
     assert done.returncode == -9, done.stderr
+    wait_for_the_end_of(host, "hap promote v2")
     assert host.server.serves() == 2 and host.ledger.rows()[-1].state == "intended"
 
 
@@ -193,6 +202,7 @@ def test_one_that_lost_its_connection_and_was_taken_over_changes_the_ledger_no_m
 
     def cut_off() -> None:
         execute(url, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(application_name, 'hap promote v2')")
+        wait_for_the_end_of(ann, "hap promote v2")
         assert bo.promote(3, take_over=True).outcome == "served"
 
     when_switching(ann, cut_off)
@@ -218,13 +228,9 @@ def test_the_lock_dies_with_its_holder(hosts: tuple[Host, Host]) -> None:
         pass
     holder.kill()
     holder.communicate()
-    for _ in range(100):  # the server sees its end a moment later
-        try:
-            with promotion_lock(bo.ws, bo.ledger, "gc", NOW):
-                return
-        except Busy:
-            continue
-    pytest.fail("the lock outlived its holder")
+    wait_for_the_end_of(bo, "hap rollback")
+    with promotion_lock(bo.ws, bo.ledger, "gc", NOW):
+        pass
 
 
 def test_two_folders_with_one_sqlite_file_take_turns_too(hosts: tuple[Host, Host], tmp_path: Path) -> None:
