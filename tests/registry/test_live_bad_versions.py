@@ -63,8 +63,8 @@ def not_a_number(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def slow(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same scores after minutes of work that depends on the request, so that nothing folds it away."""
-    size, products = 2500, 12
+    """The same scores after 750 billion operations, seconds on any core, that depend on the request, so that nothing folds them away."""
+    size, products = 2500, 24
     graph = model.graph
     graph.initializer.extend(
         [
