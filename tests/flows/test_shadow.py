@@ -12,15 +12,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from flows.free import free
-from flows.shadow import Shadowed, _mean_ms, _spent, shadow
+from flows.shadow import Shadowed, _mean_ms, _Shade, _spent, shadow
 from hap.errors import Busy, DataError, UsageError
 from hap.params import Feature, Params
 from hap.registry import promotion, versions
@@ -28,6 +30,7 @@ from hap.registry.ledger import open_ledger
 from hap.serving import repository, runtime, staging
 from hap.serving.bundle import read_bundle, seal_bundle, write_schema
 from hap.serving.client import HapClient
+from hap.serving.server import wait_for
 from hap.workspace import Workspace, is_held
 from tests.registry.conftest import judged_against_champion
 from tests.serving.conftest import free_serving, params_with
@@ -36,6 +39,7 @@ from tests.words import typing
 
 pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(600)]
 SHIFTS = {1: 0.0, 2: 0.25, 3: 0.5, 4: 0.75}
+PATIENT_S = 120.0
 ALIEN = 4  # reads a column that the champion does not have
 
 
@@ -51,10 +55,18 @@ class Place:
 
     def until_shadowed(self, version: int) -> None:
         """Wait for a shadow to be loaded and to have let go of the lock."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENT_S
         while self.client.versions("hap_shadow") != [version] or is_held(self.ws, "promotion"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+    def written(self, version: int) -> int:
+        """Requests that a version answered, in finished files of the log."""
+        return sum(pq.read_metadata(path).num_rows for path in self.served.rglob(f"served-*-v{version}-*.parquet"))
+
+    def asked_of_shadow(self, version: int) -> int:
+        """Requests that a shadow was asked where some candidates are routed, its golden ones included."""
+        return self.client.spent("hap_shadow").get(version, (0, 0))[0]
 
     def promote(self, version: int) -> None:
         judged_against_champion(self.ws, self.params, version)
@@ -66,6 +78,20 @@ class Place:
             self.ws, self.params, version, server=self.client, share=share, log=self.served, seconds=seconds,
             ended=ended or threading.Event(), actor="bo", now=dt.datetime.now(dt.UTC),
         )  # fmt: skip
+
+
+@pytest.fixture
+def shades(monkeypatch: pytest.MonkeyPatch) -> list[_Shade]:
+    """What shadows of this process have added up so far, while they go on."""
+    made = list[_Shade]()
+
+    class Seen(_Shade):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            made.append(self)
+
+    monkeypatch.setattr("flows.shadow._Shade", Seen)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +177,10 @@ def test_served_requests_are_asked_of_the_challenger_and_the_ledger_keeps_what_i
     as_before(place)
 
 
-def test_requests_that_the_challenger_answered_itself_are_no_comparison(place: Place) -> None:
+def test_requests_that_the_challenger_answered_itself_are_no_comparison(place: Place, shades: list[_Shade]) -> None:
     place.promote(1)
     with callers(place) as wrong:
-        time.sleep(1.0)
+        assert wait_for(lambda: place.written(1) > 10, PATIENT_S)
     place.promote(2)
     folder, ended, said = place.ws.root / "elsewhere", threading.Event(), list[Shadowed]()
     own = place.with_log(folder)
@@ -165,8 +191,8 @@ def test_requests_that_the_challenger_answered_itself_are_no_comparison(place: P
         for path in place.served.rglob("served-*-v1-*.parquet"):
             into = folder / path.parent.name / path.name
             into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, into)
-        time.sleep(3.0)
+            os.replace(shutil.copy(path, into.with_suffix(".tmp")), into)  # a log's files, too, have their names when they are whole
+        assert wait_for(lambda: bool(shades) and shades[0].skipped > 10, PATIENT_S)
     finally:
         ended.set()
         thread.join()
@@ -175,7 +201,7 @@ def test_requests_that_the_challenger_answered_itself_are_no_comparison(place: P
     as_before(place)
 
 
-def test_a_promotion_and_a_gc_go_on_beside_it_and_leave_it_alone(place: Place) -> None:
+def test_a_promotion_and_a_gc_go_on_beside_it_and_leave_it_alone(place: Place, shades: list[_Shade]) -> None:
     ended, said = threading.Event(), list[Shadowed]()
     thread = threading.Thread(target=lambda: said.append(place.shadow(3, seconds=None, ended=ended)))
     with callers(place) as wrong:
@@ -189,13 +215,13 @@ def test_a_promotion_and_a_gc_go_on_beside_it_and_leave_it_alone(place: Place) -
             assert set(place.client.versions("light")) >= {1, 2, 3}
             plan = free(place.ws, place.params, server=place.client, actor="cy", now=dt.datetime.now(dt.UTC), dry_run=True)
             assert plan.kept[3] in ("loaded", "of the newest 3")
-            time.sleep(3.0)
+            assert wait_for(lambda: shades[0].tally.champions["v1"] > 0, PATIENT_S)
             promotion.rollback(place.ws, place.params, server=place.client, actor="cy", now=dt.datetime.now(dt.UTC))
         finally:
             ended.set()
             thread.join()
     assert wrong == []
-    assert said[0].failed == 0 and said[0].compared is not None and {"v1", "v2"} >= set(said[0].compared.champions)
+    assert said[0].failed == 0 and said[0].compared is not None and {"v1"} <= set(said[0].compared.champions) <= {"v1", "v2"}
     assert open_ledger(place.ws, place.params).served() == 2
     as_before(place)
 
@@ -212,7 +238,7 @@ def kill_challenger(server_pid: int) -> None:
 
 
 @pytest.mark.parametrize("dies", ["a process of the challenger", "the server"])
-def test_it_goes_on_when_something_dies_in_the_server(place: Place, dies: str) -> None:
+def test_it_goes_on_when_something_dies_in_the_server(place: Place, dies: str, shades: list[_Shade]) -> None:
     ended, said = threading.Event(), list[Shadowed]()
     thread = threading.Thread(target=lambda: said.append(place.shadow(3, seconds=None, ended=ended)))
     with callers(place) as wrong:
@@ -224,10 +250,9 @@ def test_it_goes_on_when_something_dies_in_the_server(place: Place, dies: str) -
                 os.kill(state.server_pid, signal.SIGKILL)
             else:
                 kill_challenger(state.server_pid)
-            deadline = time.monotonic() + 120
-            while not (place.client.ready("hap_shadow") and place.client.ready("hap")) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            time.sleep(6.0)
+            assert wait_for(lambda: bool(shades) and shades[0].failed > 0, PATIENT_S)
+            assert wait_for(lambda: shades[0].tally.requests > shades[0].failed, PATIENT_S), (shades[0].failed, shades[0].why)
+            assert wait_for(lambda: place.client.ready("hap_shadow") and place.client.ready("hap"), PATIENT_S)
         finally:
             ended.set()
             thread.join()
@@ -267,7 +292,8 @@ def test_it_ends_by_a_signal_and_answers(place: Place) -> None:
             cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert shadowing.stderr is not None and "v3 is loaded" in shadowing.stderr.readline()
-        time.sleep(4.0)
+        before = place.asked_of_shadow(3)
+        assert wait_for(lambda: place.asked_of_shadow(3) > before, PATIENT_S)
         shadowing.terminate()
         out, err = shadowing.communicate(timeout=120)
     assert (shadowing.returncode, wrong) == (0, []), err
