@@ -119,7 +119,7 @@ def test_killed_while_registering_the_next_try_finishes_and_doubles_nothing(
     ws: Workspace, params: Params, sealed: Sealed, tmp_path: Path, at: str
 ) -> None:
     bundle = sealed("one")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(ws.root), str(bundle.path), at], capture_output=True, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(ws.root), str(bundle.path), at], capture_output=True, timeout=240)
     assert killed.returncode == 9, killed.stderr
     assert register(ws, params, bundle) == 1
     assert len(versions.list_versions(ws, params)) == 1 and logged_runs(ws, params) == 1
