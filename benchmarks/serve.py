@@ -24,13 +24,12 @@ import itertools
 import os
 import platform
 import random
-import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ import orjson
 import psutil
 
 from hap.params import Params, Serving, load_params
+from hap.ports import free_ports
 from hap.project import project_file
 from hap.serving import repository, runtime
 from hap.serving.bundle import GRAPHS, Bundle
@@ -60,11 +60,7 @@ MODELS = {"ensemble": "hap", "expressive on all": "hap_all"}
 
 def full_params(light_size: int, expressive_size: int) -> Params:
     """The project's parameters with these sizes, three free ports, and a canary that stays silent."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        http, grpc, metrics = (probe.getsockname()[1] for probe in probes)
+    http, grpc, metrics = free_ports(3)
     base = load_params(project_file("params.yaml"))
     return base.model_copy(
         update={

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from hap.errors import HapError, UsageError
 from hap.logs.faults import asked, parse
 from hap.logs.simulator import DEFAULTS, simulate
 from hap.params import NEGATIVES, Params
+from hap.ports import free_ports
 from hap.project import project_file
 from hap.registry import promotion
 from hap.registry.ledger import default_actor, open_ledger
@@ -266,15 +266,6 @@ def _pytorch(ws: Workspace, params: Params, version: int) -> Any:
         return merge(light, index, expressive[index])[0]
 
     return expected
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free on loopback now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def _version(ws: Workspace, outcome: Outcome) -> dict[str, Any]:

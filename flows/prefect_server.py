@@ -6,7 +6,6 @@ parent, whatever ends that.
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from hap.errors import HapError
+from hap.ports import free_ports
 from hap.serving.server import die_with_parent
 from hap.workspace import Workspace
 
@@ -42,8 +42,7 @@ def prefect_api(ws: Workspace, services: bool = False, meanwhile: Callable[[], o
         meanwhile()
         yield url
         return
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     log = ws.state / "prefect.log"

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from hap.params import NEGATIVES
+from hap.ports import free_ports
 from hap.workspace import Workspace, git
-from tests.ports import free_ports
 from tests.words import hapctl
 
 pytestmark = [pytest.mark.long, pytest.mark.triton, pytest.mark.timeout(900)]

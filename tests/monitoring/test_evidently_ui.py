@@ -15,8 +15,8 @@ import pytest
 from hap.monitoring.drift import DriftResult
 from hap.monitoring.evidently_ui import PROJECT, keep_run, kept_runs, workspace_folder
 from hap.monitoring.report import report_file
+from hap.ports import free_ports
 from tests.monitoring.test_drift import DAYS, report, workspace
-from tests.ports import free_ports
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.ports import free_ports
+from hap.ports import free_ports
 
 USER = "postgres"  # Debian's package makes it; the server refuses to run as root
 

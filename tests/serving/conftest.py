@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from hap.params import Params, Serving, load_params
+from hap.ports import free_ports
 from hap.project import project_file
 from hap.serving import repository, runtime
 from hap.serving.bundle import Bundle
 from hap.serving.client import HapClient
 from hap.workspace import Workspace
-from tests.ports import free_ports
 from tests.serving.handmade import make_bundle
 
 SHIFTS = {1: 0.0, 2: 0.5}  # what sets the versions apart
