@@ -27,12 +27,15 @@ from hap.training.ranks import meet, open_ranks
 from hap.training.run import keep_warm_weights, write_run
 from hap.workspace import Workspace
 from tests.conftest import FIRST_DAY
+from tests.training import held
 
 ALONE = ("-m", "hap.training")
+HELD = ("-m", held.__name__)
+TOP = Path(__file__).parents[2]
 
 
-def torchrun(processes: int) -> tuple[str, ...]:
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", "2", *ALONE)
+def torchrun(processes: int, what: tuple[str, ...] = ALONE) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", "2", *what)
 
 
 TORCHRUN = torchrun(2)
@@ -71,7 +74,8 @@ def ready(
 
 
 def start(ws: Workspace, how: tuple[str, ...], name: str = "light") -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])])  # tests.training.held is not installed
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *how, "train", name]
     return subprocess.Popen(
         command, cwd=ws.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -96,11 +100,19 @@ def outcome(ws: Workspace, name: str = "light") -> tuple[dict[str, torch.Tensor]
     return torch.load(folder / "model.pt", weights_only=True), figures
 
 
-def wait_for_checkpoints(ws: Workspace, process: "subprocess.Popen[str]", step: int, name: str = "light") -> None:
-    folder = ws.state / "checkpoints" / name
+def start_to_be_killed(ws: Workspace, step: int, how: tuple[str, ...] = HELD) -> "subprocess.Popen[str]":
+    """A training that has written a checkpoint at this step or a later one, and stays there until `let_go`."""
+    durable.write_text(ws.root / held.HOLD, str(step))
+    process = start(ws, how)
+    folder = ws.state / "checkpoints" / "light"
     while process.poll() is None and not any(int(path.stem.split("-")[1]) >= step for path in folder.glob("step-*.pt")):
         time.sleep(0.005)
-    assert process.poll() is None, "the training ended before it could be killed"
+    assert process.poll() is None, f"it ended by itself, having said:\n{process.communicate()[0]}"
+    return process
+
+
+def let_go(ws: Workspace) -> None:
+    (ws.root / held.HOLD).unlink()
 
 
 def same(one: tuple[dict[str, torch.Tensor], dict], other: tuple[dict[str, torch.Tensor], dict]) -> bool:
@@ -161,10 +173,10 @@ def test_a_killed_process_is_made_up_for_and_the_weights_are_those_of_an_undistu
     finish(start(workspace, TORCHRUN))
     undisturbed = outcome(workspace)
     shutil.rmtree(workspace.models)
-    process = start(workspace, TORCHRUN)
-    wait_for_checkpoints(workspace, process, step=12)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "hap.training" in child.cmdline()]
+    process = start_to_be_killed(workspace, 12, torchrun(2, HELD))
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if held.__name__ in child.cmdline()]
     workers[-1].send_signal(signal.SIGKILL)
+    let_go(workspace)
     finish(process)
     assert same(outcome(workspace), undisturbed)
 
@@ -190,7 +202,9 @@ def test_a_start_that_lacked_a_process_keeps_the_next_one_from_nothing() -> None
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def come(rank: int, patience_s: float = 30.0) -> str:
-        return meet(dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=patience_s)), rank, 2)
+        store = dist.TCPStore("127.0.0.1", server.port, timeout=dt.timedelta(seconds=30))
+        store.set_timeout(dt.timedelta(seconds=patience_s))  # for the others alone: connecting takes a busy machine longer
+        return meet(store, rank, 2)
 
     with pytest.raises(dist.DistStoreError):
         come(0, patience_s=0.5)
@@ -220,8 +234,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_weights(works
     undisturbed = outcome(workspace)
     shutil.rmtree(workspace.models)
     for step in steps:
-        process = start(workspace, ALONE)
-        wait_for_checkpoints(workspace, process, step)
+        process = start_to_be_killed(workspace, step)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert not (workspace.models / "light" / "model.json").exists()
@@ -241,8 +254,7 @@ def test_a_warm_start_and_a_teacher_are_found_again_after_a_kill(workspace: Work
     finish(start(workspace, ALONE))
     undisturbed = outcome(workspace)
     shutil.rmtree(workspace.models / "light")
-    process = start(workspace, ALONE)
-    wait_for_checkpoints(workspace, process, step=28)
+    process = start_to_be_killed(workspace, 28)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     finish(start(workspace, ALONE))
@@ -252,8 +264,7 @@ def test_a_warm_start_and_a_teacher_are_found_again_after_a_kill(workspace: Work
 
 
 def test_checkpoints_of_other_parameters_are_not_taken_up(workspace: Workspace, small_params: Params) -> None:
-    process = start(workspace, ALONE)
-    wait_for_checkpoints(workspace, process, step=8)
+    process = start_to_be_killed(workspace, 8)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     ready(workspace, small_params, epochs=1, learning_rate=0.01)
