@@ -92,6 +92,12 @@ class Callers:
         url = f"http://{state.host}:{state.http_port}/v2/models/hap/infer"
         return subprocess.Popen([*words, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
+    def wait(self) -> None:
+        """Until the callers over gRPC ask: a busy machine imports for seconds."""
+        assert self.grpc.stdout is not None
+        said = self.grpc.stdout.readline()
+        assert said == "asking\n", f"the callers ended at once: {said}"
+
     def end(self) -> dict[str, Any]:
         """Stop asking; what they saw."""
         said, _ = self.grpc.communicate(timeout=60)  # closes its stdin, which ends it
@@ -127,7 +133,7 @@ def asked_by(state: runtime.ServerState, expected: Path, request: RequestTensors
     """Callers ask while the block runs; what they saw stands in the yielded dictionary after it."""
     asking, seen = Callers(state, expected, request, callers, rate), dict[str, Any]()
     try:
-        time.sleep(2.0)  # the callers are up
+        asking.wait()
         yield seen
     finally:
         seen.update(asking.end())

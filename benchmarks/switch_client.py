@@ -3,8 +3,8 @@
     python -m benchmarks.switch_client HOST:PORT EXPECTED.npz CALLERS RATE
 
 EXPECTED.npz holds the tensors of one request and what each version answers to it (score-1, score-2). Each caller begins RATE requests a
-second, or one after another without a pause where RATE is 0. Ends when its stdin is closed, and prints what it saw as JSON: requests,
-answers by version, failures, and answers that are not wholly those of the version they name.
+second, or one after another without a pause where RATE is 0. Prints `asking` after its first answer or failure. Ends when its stdin is
+closed, and prints what it saw as JSON: requests, answers by version, failures, and answers that are not wholly of the version they name.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SHOWN = 5  # of what went wrong
 async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], callers: int, rate: float) -> dict[str, Any]:
     """Ask until stdin is closed."""
     seen: dict[str, Any] = {"requests": 0, "failed": 0, "mixed": 0, "by_version": {}, "wrong": [], "longest_ms": 0.0}
-    over = asyncio.Event()
+    over, answered = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.run_in_executor(None, lambda: (sys.stdin.read(), loop.call_soon_threadsafe(over.set)))
     async with aio.InferenceServerClient(url) as client:
@@ -45,6 +45,10 @@ async def ask(url: str, inputs: list[Any], expected: dict[int, np.ndarray], call
                     seen["failed"] += 1
                     seen["wrong"] = [*seen["wrong"], str(error)][:SHOWN]
                     continue
+                finally:
+                    if not answered.is_set():
+                        answered.set()
+                        print("asking", flush=True)
                 seen["longest_ms"] = max(seen["longest_ms"], (time.perf_counter() - begun) * 1e3)
                 version, score = int(answer.get_response().model_version), answer.as_numpy("score")
                 seen["by_version"][str(version)] = seen["by_version"].get(str(version), 0) + 1

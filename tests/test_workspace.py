@@ -80,13 +80,15 @@ def _hold(root: Path, ready: "multiprocessing.synchronize.Event", seconds: float
 def test_the_second_to_lock_is_told_who_holds_it_and_a_dead_holder_holds_nothing(made: Workspace) -> None:
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    holder = context.Process(target=_hold, args=(made.root, ready, 60))
+    holder = context.Process(target=_hold, args=(made.root, ready, 600))
     holder.start()
-    assert ready.wait(30)
-    with pytest.raises(Busy, match=rf"retrain --day 2026-01-03 \(pid {holder.pid} on "), workspace_lock(made, "other", NOW):
-        pass
-    holder.kill()
-    holder.join()
+    try:
+        assert ready.wait(300)
+        with pytest.raises(Busy, match=rf"retrain --day 2026-01-03 \(pid {holder.pid} on "), workspace_lock(made, "other", NOW):
+            pass
+    finally:
+        holder.kill()
+        holder.join()
     with workspace_lock(made, "other", NOW):
         pass
 

@@ -110,21 +110,33 @@ def test_what_would_be_refused_again_is_not_retried(hook: Webhook) -> None:
     assert nonsense.why == "its URL is not one that Apprise understands"
 
 
+# What a courier has for its imports and for the webhook; a busy machine may need the later ones to come as far as that.
+PATIENCE_S = (4, 12, 40)
+
+
 @pytest.mark.parametrize("how", ["silent", "drip"])
 def test_a_webhook_that_hangs_is_left_at_the_deadline_and_leaves_no_process(hook: Webhook, how: str) -> None:
     hook.answers = [how] * 9
-    started = time.monotonic()
-    sent = send("HAP_ALERTS_PAGE", LETTER, Alerts(deadline_s=5, attempts=1), environment(HAP_ALERTS_PAGE=hook.url))
-    assert sent.why == "no answer within 5 s" and 5 <= time.monotonic() - started < 20
-    assert len(hook.got) == 1 and couriers() == []
+    for deadline_s in PATIENCE_S:
+        started = time.monotonic()
+        sent = send("HAP_ALERTS_PAGE", LETTER, Alerts(deadline_s=deadline_s, attempts=1), environment(HAP_ALERTS_PAGE=hook.url))
+        assert sent.why == f"no answer within {deadline_s} s" and deadline_s <= time.monotonic() - started < deadline_s + 15
+        assert couriers() == []
+        if hook.got:
+            break
+    assert len(hook.got) == 1
 
 
 def test_a_courier_ends_itself_where_nobody_ends_it(hook: Webhook) -> None:
-    hook.answers = ["drip"]
-    command = [sys.executable, "-P", "-m", "hap.monitoring.courier", "HAP_ALERTS_PAGE", "4"]
+    hook.answers = ["drip"] * 9
     letter = b'{"title": "t", "body": "b", "kind": "info", "key": "k"}'
-    done = subprocess.run(command, input=letter, capture_output=True, env=environment(HAP_ALERTS_PAGE=hook.url), timeout=60)
-    assert done.returncode == -14 and len(hook.got) == 1  # SIGALRM
+    for seconds in PATIENCE_S:
+        command = [sys.executable, "-P", "-m", "hap.monitoring.courier", "HAP_ALERTS_PAGE", str(seconds)]
+        done = subprocess.run(command, input=letter, capture_output=True, env=environment(HAP_ALERTS_PAGE=hook.url), timeout=seconds + 60)
+        assert done.returncode == -14  # SIGALRM
+        if hook.got:
+            break
+    assert len(hook.got) == 1
 
 
 def test_a_failed_message_is_kept_shown_and_told_by_the_next_run_in_order(
@@ -277,7 +289,7 @@ def test_two_runs_at_once_open_an_incident_once(ws: Workspace, default_params: P
         "settle_looks(ws, params, [look]); tell(ws, params)\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(ws.root)]) for _ in range(3)]
-    assert [one.wait(60) for one in running] == [0, 0, 0]
+    assert [one.wait(300) for one in running] == [0, 0, 0]
     assert [row.state for row in open_ledger(ws, default_params).rows()] == ["opened", "settled"]
     assert dt.datetime.now(dt.UTC) - known_incidents(ws, default_params).all[0].messages[0].at < dt.timedelta(minutes=5)
 

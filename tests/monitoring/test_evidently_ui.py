@@ -45,7 +45,7 @@ def ui(folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def answer(url: str, seconds: float = 60) -> str:
+def answer(url: str, seconds: float = 240) -> str:
     deadline = time.monotonic() + seconds
     while True:
         try:

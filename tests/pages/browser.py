@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 FLAGS += ["--hide-scrollbars", "--no-first-run", "--remote-debugging-port=0"]
 
 
+class Gone(Exception):
+    """The page that was asked went away for the next one."""
+
+
 @dataclass
 class Tab:
     """One page, shown at one width."""
@@ -31,18 +35,26 @@ class Tab:
     said: list[str] = field(default_factory=list)  # errors and warnings of the console, and of scripts
     asked: list[str] = field(default_factory=list)  # every address but data: URIs
     _number: int = 0
-    _loaded: bool = False
+    _loaded: set[str] = field(default_factory=set)  # what has loaded, by its loader's id: about:blank is loaded, too, and late at times
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command and its answer; what happens meanwhile is kept."""
         self._number += 1
         self.socket.send(json.dumps({"id": self._number, "sessionId": self.session, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self.socket.recv(timeout=60))
-            self._keep(answer)
+            answer = self._next()
             if answer.get("id") == self._number:
+                if "error" in answer and any(word in answer["error"]["message"] for word in ("navigated", "context")):
+                    raise Gone(answer)
                 assert "error" not in answer, answer
                 return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        """What the browser says next, kept where it is of this tab."""
+        found: dict[str, Any] = json.loads(self.socket.recv(timeout=60))
+        if found.get("sessionId") == self.session:
+            self._keep(found)
+        return found
 
     def _keep(self, event: dict[str, Any]) -> None:
         method, found = event.get("method"), event.get("params", {})
@@ -54,18 +66,14 @@ class Tab:
             self.said.append(found["exceptionDetails"].get("exception", {}).get("description", found["exceptionDetails"]["text"]))
         elif method == "Runtime.consoleAPICalled" and found["type"] in ("error", "warning"):
             self.said.append(" ".join(str(one.get("value", "")) for one in found["args"]))
-        elif method == "Page.loadEventFired":
-            self._loaded = True
+        elif method == "Page.lifecycleEvent" and found["name"] == "load":
+            self._loaded.add(found["loaderId"])
 
     def open(self, url: str) -> None:
         """Go there, and wait for all of it."""
-        self._loaded = False
-        self.call("Page.navigate", url=url)
-        deadline = time.monotonic() + 60
-        while not self._loaded and time.monotonic() < deadline:
-            self.ask("1")
-            time.sleep(0.05)
-        assert self._loaded, url
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while loader not in self._loaded:
+            self._next()
 
     def ask(self, script: str) -> Any:
         """The value of an expression in the page; the page's policy does not bind it."""
@@ -73,10 +81,13 @@ class Tab:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 30) -> None:
-        """Until an expression is true."""
+    def wait_for(self, script: str, seconds: float = 120) -> None:
+        """Until an expression is true, in this page or in the one that it leads to."""
         deadline = time.monotonic() + seconds
-        while not self.ask(script):
+        while True:
+            with suppress(Gone):
+                if self.ask(script):
+                    return
             assert time.monotonic() < deadline, script
             time.sleep(0.1)
 
@@ -122,6 +133,7 @@ def tab(socket: Any, width: int, height: int = 900) -> Iterator[Tab]:
     opened = Tab(socket, root("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
     for domain in ("Page", "Runtime", "Log", "Network"):
         opened.call(f"{domain}.enable")
+    opened.call("Page.setLifecycleEventsEnabled", enabled=True)
     opened.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
     try:
         yield opened
