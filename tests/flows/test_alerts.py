@@ -30,7 +30,8 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
     They are samples alone, without logs and a registered champion, so the inputs are what is watched.
     """
-    text = yaml.safe_dump({"features": FEATURES, "alerts": {"page": ["HAP_ALERTS_PAGE"], "ticket": ["HAP_ALERTS_PAGE"], "attempts": 1}})
+    alerts = {"page": ["HAP_ALERTS_PAGE"], "ticket": ["HAP_ALERTS_PAGE"], "attempts": 1, "deadline_s": 60}
+    text = yaml.safe_dump({"features": FEATURES, "alerts": alerts})
     ws = init_workspace(tmp_path / "ws", text)
     for day in DAYS[:3]:
         write_samples(ws, day)

@@ -1,5 +1,6 @@
 """Delivery by Apprise for real, to servers on loopback that take it, refuse it, or hang."""
 
+import contextlib
 import datetime as dt
 import logging
 import os
@@ -64,7 +65,12 @@ def environment(**places: str) -> dict[str, str]:
 
 
 def couriers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if "hap.monitoring.courier" in " ".join(one.cmdline())]
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # another one that ended meanwhile
+            if "hap.monitoring.courier" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 def test_a_webhook_gets_title_text_and_severity(hook: Webhook) -> None:

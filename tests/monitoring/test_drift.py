@@ -174,7 +174,7 @@ def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(shifted, tmp_
     words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     words += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
     words += ["--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(words, capture_output=True, text=True, timeout=90, check=True).stdout
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
     body = re.sub(r"<script.*?</script>", "", shown, flags=re.DOTALL)
     assert "Data drift detected" in body and "cand_price" in body
     # What a page asks for carries its origin; the browser's own requests (all failing by the rule above) have none.

@@ -105,7 +105,7 @@ def chromium(profile: Path) -> Iterator[Any]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port_file = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (port_file.exists() and len(port_file.read_text().split()) == 2):
             assert process.poll() is None and time.monotonic() < deadline, "chromium did not start"
             time.sleep(0.1)
@@ -114,7 +114,11 @@ def chromium(profile: Path) -> Iterator[Any]:
             yield socket
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

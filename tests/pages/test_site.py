@@ -163,7 +163,7 @@ def test_a_browser_walks_from_the_index_to_a_day_and_back_to_nothing_else(port: 
         shown.open(f"http://{HOST}:{port}/")
         assert shown.ask("document.documentElement.scrollWidth") == 390
         shown.ask("document.querySelector('header a').click()")
-        shown.wait_for("document.title.startsWith('hap 2026-03-31: broken')")
+        shown.wait_for("document.readyState === 'complete' && document.title.startsWith('hap 2026-03-31: broken')")
         links = shown.ask("[...document.querySelectorAll('a[href]')].map(one => one.href).filter(one => !one.includes('#'))")
         codes = [ask(port, one.partition(str(port))[2])[0] for one in links]
         assert codes == [200] * 3  # the report as data, and the version twice

@@ -254,7 +254,7 @@ def test_a_browser_draws_the_page_and_asks_the_network_for_nothing(shown, tmp_pa
     browser = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
     browser += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
     browser += ["--enable-logging=stderr", f"--window-size={width},6000", f"--screenshot={shot}", page.as_uri()]
-    said = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True)
+    said = subprocess.run(browser, capture_output=True, text=True, timeout=300, check=True)
     assert ":CONSOLE" not in said.stderr
     # What a page asks for carries its origin; the browser's own requests (all failing by the rule above) have none.
     assert set(re.findall(r'"initiator":"([^"]*)"', log.read_text())) <= {"not an origin"}
