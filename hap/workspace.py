@@ -159,7 +159,9 @@ def _init_dvc(ws: Workspace) -> None:
     """A DVC repo with one default remote, which tells nobody anything; one that stands is configured anew."""
     import configobj  # DVC's own reader and writer of this file
 
-    done = subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "--quiet", "--force"], cwd=ws.root, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", "dvc", "init", "--quiet", "--force"]
+    silent = {**os.environ, "DVC_NO_ANALYTICS": "true"}  # its own configuration, which says so too, does not lie there yet
+    done = subprocess.run(command, cwd=ws.root, env=silent, capture_output=True, text=True)
     if done.returncode:
         raise HapError(f"dvc init failed in {ws.root}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     remote = ws.params().storage.dvc_remote

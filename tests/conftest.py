@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 # Nothing that a test starts tells anybody outside; OpenMP threads sleep while they wait.
-os.environ.update(DO_NOT_TRACK="1", MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false", OMP_WAIT_POLICY="PASSIVE")
+os.environ.update(DO_NOT_TRACK="1", DVC_NO_ANALYTICS="true", MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by the other workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

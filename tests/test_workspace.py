@@ -105,3 +105,18 @@ def test_commit_returns_the_revision_and_makes_none_without_a_change(made: Works
 def test_a_bad_params_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'seed'"):
         init_workspace(tmp_path / "ws", "seeed: 1\nfeatures: {user: [], item: [], history: []}\n").params()
+
+
+def test_making_one_tells_nobody_even_where_no_command_has_said_so_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC sends its reports by a process that it leaves behind, whose parent it no longer is."""
+    monkeypatch.delenv("DVC_NO_ANALYTICS")
+    real, told = subprocess.run, []
+
+    def seen(command: list[str], **rest: object) -> object:
+        told.append((command, rest))
+        return real(command, **rest)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "run", seen)
+    init_workspace(tmp_path / "ws")
+    ((_, rest),) = [one for one in told if "dvc" in one[0]]
+    assert rest["env"]["DVC_NO_ANALYTICS"]
