@@ -56,13 +56,8 @@ def _nothing(subject: Subject, folder: Path) -> Look:
     are gone too, as after a mount that was lost, the reports say that there were some.
     """
     ws, params, day = subject.ws, subject.params, subject.day
-    if not contract.has_day(ws.logs(params), "requests", day):
-        return unwatched(str(day), f"no served request of {day} lies below {folder}")
-    if (lies := last_written(folder, day, params.skew.min_requests, HISTORY_DAYS)) is not None:
-        before = f"where {lies[1]:,} of {lies[0]} do"
-    elif (lay := _last_compared(ws, day, params.skew.min_requests)) is not None:
-        before = f"and those of {lay[0]}, of which {lay[1]:,} were compared then, are gone"
-    else:
+    before = _before(ws, folder, day, params.skew.min_requests) if contract.has_day(ws.logs(params), "requests", day) else None
+    if before is None:
         return unwatched(str(day), f"no served request of {day} lies below {folder}")
     served_with = [params.features]
     with contextlib.suppress(HapError):
@@ -70,12 +65,14 @@ def _nothing(subject: Subject, folder: Path) -> Look:
     return look_at_nothing(str(day), folder, before, served_with)
 
 
-def _last_compared(ws: Workspace, day: dt.date, least: int) -> tuple[str, int] | None:
-    """The latest day before one whose look compared so many served requests, and their number."""
+def _before(ws: Workspace, folder: Path, day: dt.date, least: int) -> str | None:
+    """What is known of the latest day before one of which at least so many served requests were written, in words; None of none."""
+    if (lies := last_written(folder, day, least, HISTORY_DAYS)) is not None:
+        return f"where {lies[1]:,} of {lies[0]} do"
     for report in reversed(earlier_reports(ws.pages, day, HISTORY_DAYS)):
-        compared = [figure.value for seen in report.seen for figure in seen.figures if figure.name == REQUESTS]
-        if compared and (compared[0] or 0) >= least:
-            return report.day, int(compared[0] or 0)
+        compared = next((figure.value or 0 for seen in report.seen for figure in seen.figures if figure.name == REQUESTS), 0)
+        if compared >= least:
+            return f"and those of {report.day}, of which {compared:,.0f} were compared then, are gone"
     return None
 
 

@@ -6,9 +6,9 @@ labels:click_rate  clicks rose, or fell in some places only; a position or a cat
 labels:delay       clicks are ingested later after their exposure than they were
 
 Hours that are silent are left out of what is said of interest, so one outage is one cause. Where every exposure has a row of
-feedback, clicked or not, rows are what is counted: a fall of interest leaves them where they are, so that a fifth of an hour's rows
-is missed, and an even loss too. Elsewhere an hour is silent below half of the day's own better hours: a fall of interest lowers
-them all.
+feedback, clicked or not, rows are what is counted: a fall of interest leaves them where they are, so an hour that lacks a fifth of
+its rows lost them, and so did a day that lacks them evenly. Elsewhere an hour is silent below half of the day's own better hours: a
+fall of interest lowers them all.
 """
 
 import math

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -131,23 +132,30 @@ def test_the_words_of_hapctl_work_against_it(ws: Workspace, elsewhere: str, tmp_
     assert hapctl(ws, "stop")[:2] == (0, "no server runs here\n")
 
 
-@pytest.mark.triton
-def test_the_watch_tells_what_changes_and_starts_nothing(ws: Workspace, elsewhere: str, champion: int) -> None:
-    settings = free_serving().model_copy(update={"url": elsewhere, "canary_s": 0.05})
+@contextmanager
+def told(ws: Workspace, url: str, canary_s: float) -> Iterator[list[str]]:
+    """What the watch tells while the block runs."""
+    settings = free_serving().model_copy(update={"url": url, "canary_s": canary_s})
     lines: list[str] = []
     ended = threading.Event()
     teller = threading.Thread(target=remote.follow, args=(ws, settings, lines.append, ended))
     teller.start()
     try:
+        yield lines
+    finally:
+        ended.set()
+        teller.join()
+
+
+@pytest.mark.triton
+def test_the_watch_tells_what_changes_and_starts_nothing(ws: Workspace, elsewhere: str, champion: int) -> None:
+    with told(ws, elsewhere, canary_s=0.05) as lines:
         assert server.wait_for(lambda: lines == [f"{elsewhere}: v{champion} answers its golden request"], 20)
         with HapClient(elsewhere) as client:
             client.unload("hap")
             assert server.wait_for(lambda: "BAD, no champion" in lines[-1], 20)
             client.load("hap")
         assert server.wait_for(lambda: lines[-1].endswith("answers its golden request"), 20)
-    finally:
-        ended.set()
-        teller.join()
     assert len(lines) == 3  # each once, though it asked many times
     assert runtime.server_state(ws) is None
 
@@ -164,19 +172,11 @@ def test_the_watch_tells_of_another_version_than_the_pinned_one_when_it_stays(
         return [] if len(looks) % 2 == 0 or stays.is_set() else real(client, model)
 
     monkeypatch.setattr(HapClient, "versions", versions)
-    settings = free_serving().model_copy(update={"url": elsewhere, "canary_s": 0.02})
-    lines: list[str] = []
-    ended = threading.Event()
-    teller = threading.Thread(target=remote.follow, args=(ws, settings, lines.append, ended))
-    teller.start()
-    try:
+    with told(ws, elsewhere, canary_s=0.02) as lines:
         assert server.wait_for(lambda: len(looks) > 10, 20)
         assert lines == [f"{elsewhere}: v{champion} answers its golden request"]
         stays.set()
         assert server.wait_for(lambda: len(lines) == 2, 20)
-    finally:
-        ended.set()
-        teller.join()
     assert f"BAD, it serves nothing and v{champion} is pinned; is its model repository {ws.triton}?" in lines[1]
 
 
